@@ -54,7 +54,7 @@ def open_device(
     for op_name, fact in chip.missing_ops.items():
         core.declare_missing(_qualified(op_name), str(fact.value))
     if kind != "cuda":
-        torch.utils.rename_privateuse1_backend(kind)
+        rename_privateuse1_backend(kind)
     brand = "CUDA" if kind == "cuda" else kind.upper()
     core.open(chip.name, brand, kind, count, memory_bytes)
     core.refuse_formats(_format_mask(chip.absent_formats, core.scalar_types()))

@@ -1,15 +1,15 @@
 // The chip's allocator: a caching ledger a device, on host memory.
 #include "allocator.h"
 
-#include "chip.h"
-
 #include <c10/core/CPUAllocator.h>
 #include <c10/util/Exception.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstring>
 #include <sstream>
-#include <unistd.h>
+
+#include "chip.h"
 
 namespace offramp {
 namespace {

@@ -1,10 +1,10 @@
 // What the bindings read of the chip's memory.
 #pragma once
 
-#include "ledger.h"
-
 #include <functional>
 #include <string>
+
+#include "ledger.h"
 
 namespace offramp {
 

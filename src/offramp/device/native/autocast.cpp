@@ -1,9 +1,9 @@
 // Mixed precision for own-name chips, by CUDA's lists of operators. For `cuda` itself PyTorch
 // brings these kernels along, in every build.
-#include "chip.h"
-
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
+
+#include "chip.h"
 
 namespace offramp {
 

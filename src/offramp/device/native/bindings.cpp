@@ -1,8 +1,4 @@
 // What Python may call. Tensors do not pass here: they go through PyTorch itself.
-#include "allocator.h"
-#include "chip.h"
-#include "operators.h"
-
 #include <c10/core/DeviceType.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/util/Exception.h>
@@ -15,6 +11,10 @@
 #include <map>
 #include <string>
 #include <utility>
+
+#include "allocator.h"
+#include "chip.h"
+#include "operators.h"
 
 namespace py = pybind11;
 
@@ -31,8 +31,9 @@ void open(const std::string& name, const std::string& brand, const std::string& 
     void process(const c10::Warning&) override {}
   } silent;
   const c10::WarningUtils::WarningHandlerGuard quiet(&silent);
-  chip() = {name, brand, kind == "cuda" ? c10::DeviceType::CUDA : c10::DeviceType::PrivateUse1,
-            count, memory_bytes, true};
+  chip() = {
+      name,  brand,        kind == "cuda" ? c10::DeviceType::CUDA : c10::DeviceType::PrivateUse1,
+      count, memory_bytes, true};
   register_allocator();
   register_guard();
   register_hooks();

@@ -16,8 +16,8 @@ constexpr int kMaxDevices = 64;
 
 // The chip as the native core sees it. Filled once by `open`, before any tensor exists.
 struct Chip {
-  std::string name;                  // catalogue name, for messages
-  std::string brand;                 // what messages call the device: "CUDA", "NPU", ...
+  std::string name;   // catalogue name, for messages
+  std::string brand;  // what messages call the device: "CUDA", "NPU", ...
   c10::DeviceType type{c10::DeviceType::CUDA};
   int count{0};
   uint64_t memory_bytes{0};
@@ -26,9 +26,7 @@ struct Chip {
 
 Chip& chip();
 
-inline c10::Device device(int index) {
-  return {chip().type, static_cast<c10::DeviceIndex>(index)};
-}
+inline c10::Device device(int index) { return {chip().type, static_cast<c10::DeviceIndex>(index)}; }
 inline bool is_chip(const c10::Device& d) { return d.type() == chip().type; }
 inline c10::DispatchKey dense_key() {
   return chip().type == c10::DeviceType::CUDA ? c10::DispatchKey::CUDA
@@ -53,7 +51,7 @@ bool in_forked_child();
 // allocator.cpp: memory of the chip, backed by the host's.
 c10::Allocator* allocator();
 void register_allocator();
-bool owns(const c10::DataPtr& data);                  // was it made by this chip's allocator?
+bool owns(const c10::DataPtr& data);  // was it made by this chip's allocator?
 c10::DataPtr allocate_on(int index, size_t bytes);
 
 // While alive, memory that CPU kernels ask for on this thread comes from chip `index` and is

@@ -1,7 +1,5 @@
 // Operators that PyTorch composes differently for an accelerator than for the CPU: attention,
 // and the fused cells of recurrent networks, which have kernels for accelerators only.
-#include "operators.h"
-
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/_fused_sdp_choice.h>
@@ -9,15 +7,17 @@
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full_like.h>
-#include <ATen/ops/zeros_like.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <limits>
 #include <optional>
 #include <tuple>
+
+#include "operators.h"
 
 namespace offramp {
 namespace {
@@ -33,23 +33,23 @@ bool fused(const Tensor& query, const Tensor& key, const Tensor& value, const Ma
   if (mask && mask->defined() && mask->requires_grad()) return false;
   auto& context = at::globalContext();
   const bool flash = context.userEnabledFlashSDP();
-  if (!flash && !context.userEnabledMemEfficientSDP() && !context.userEnabledCuDNNSDP()) return false;
+  if (!flash && !context.userEnabledMemEfficientSDP() && !context.userEnabledCuDNNSDP())
+    return false;
   if (!flash) context.setSDPUseFlash(true);
-  const auto choice =
-      at::_fused_sdp_choice(query, key, value, mask, dropout, causal, scale, gqa);
+  const auto choice = at::_fused_sdp_choice(query, key, value, mask, dropout, causal, scale, gqa);
   if (!flash) context.setSDPUseFlash(false);
   return choice == kFlash;
 }
 
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
-                 const MaybeTensor& mask, double dropout, bool causal,
-                 std::optional<double> scale, bool gqa) {
+                 const MaybeTensor& mask, double dropout, bool causal, std::optional<double> scale,
+                 bool gqa) {
   TORCH_CHECK(query.dim() >= 2 && key.dim() >= 2 && value.dim() >= 2,
               "scaled_dot_product_attention: query, key and value must have at least 2 dimensions");
-  TORCH_CHECK(query.dtype() == key.dtype() && query.dtype() == value.dtype(),
-              "Expected query, key, and value to have the same dtype, but got query.dtype: ",
-              query.dtype(), " key.dtype: ", key.dtype(), " and value.dtype: ", value.dtype(),
-              " instead.");
+  TORCH_CHECK(
+      query.dtype() == key.dtype() && query.dtype() == value.dtype(),
+      "Expected query, key, and value to have the same dtype, but got query.dtype: ", query.dtype(),
+      " key.dtype: ", key.dtype(), " and value.dtype: ", value.dtype(), " instead.");
   if (fused(query, key, value, mask, dropout, causal, scale, gqa)) {
     MaybeTensor bias = mask;
     if (mask && mask->defined() && mask->scalar_type() == at::kBool) {
@@ -93,7 +93,8 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell_backward(const MaybeTensor& grad_hi
   auto d_next = d_hidden * o * (1 - squashed * squashed);
   if (grad_cell && grad_cell->defined()) d_next = d_next + *grad_cell;
   auto d_gates = at::cat({d_next * g * i * (1 - i), d_next * cell * f * (1 - f),
-                          d_next * i * (1 - g * g), d_hidden * squashed * o * (1 - o)}, 1);
+                          d_next * i * (1 - g * g), d_hidden * squashed * o * (1 - o)},
+                         1);
   return {d_gates, d_next * f, has_bias ? d_gates.sum(0) : Tensor()};
 }
 

@@ -1,13 +1,13 @@
 #include "generator.h"
 
-#include "chip.h"
-
 #include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/GeneratorImpl.h>
 #include <c10/util/Exception.h>
 
 #include <array>
 #include <mutex>
+
+#include "chip.h"
 
 namespace offramp {
 namespace {

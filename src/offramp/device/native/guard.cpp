@@ -1,7 +1,5 @@
 // The chip's devices, streams and events as c10 sees them. Work runs at once and in order, so a
 // stream never has anything pending; ids and times are kept so that programs read sense.
-#include "chip.h"
-
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/util/Exception.h>
 #include <pthread.h>
@@ -9,6 +7,8 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+
+#include "chip.h"
 
 namespace offramp {
 namespace {
@@ -26,10 +26,10 @@ std::atomic<int64_t> next_stream{1};
 bool forked = false;
 
 void check_index(int index) {
-  TORCH_CHECK(index >= 0 && index < chip().count, chip().brand, " error: invalid device ordinal: ",
-              "device ", index, " was asked for, and this process has ", chip().count, " of ",
-              chip().name, " (0 to ", chip().count - 1, "). Start it with --chip ", chip().name,
-              ":COUNT for more.");
+  TORCH_CHECK(index >= 0 && index < chip().count, chip().brand,
+              " error: invalid device ordinal: ", "device ", index,
+              " was asked for, and this process has ", chip().count, " of ", chip().name, " (0 to ",
+              chip().count - 1, "). Start it with --chip ", chip().name, ":COUNT for more.");
 }
 
 class Guard final : public c10::impl::DeviceGuardImplInterface {

@@ -1,7 +1,4 @@
 // What ATen asks of an accelerator: pinned memory, generators, the current device.
-#include "chip.h"
-#include "generator.h"
-
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/CPUAllocator.h>
@@ -12,6 +9,9 @@
 #include <map>
 #include <mutex>
 #include <new>
+
+#include "chip.h"
+#include "generator.h"
 
 namespace offramp {
 namespace {

@@ -1,7 +1,5 @@
 #include "host.h"
 
-#include "chip.h"
-
 #include <c10/util/Exception.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -14,6 +12,8 @@
 #include <limits>
 #include <sstream>
 #include <string>
+
+#include "chip.h"
 
 namespace offramp {
 namespace {
@@ -90,9 +90,9 @@ void check_host_can_back(size_t bytes, int device) {
   const auto reserved = static_cast<uint64_t>(reserved_bytes.load());
   const uint64_t promised = reserved > touched ? reserved - touched : 0;
   TORCH_CHECK(bytes + promised + kMargin <= available, "The host has too little memory to back ",
-              "the virtual chip: ", gib(bytes), " more were asked for on ",
-              offramp::device(device), ", ", gib(promised), " are reserved and not yet written, ",
-              "and the host has ", gib(available), " left. The chip itself (", chip().name, ", ",
+              "the virtual chip: ", gib(bytes), " more were asked for on ", offramp::device(device),
+              ", ", gib(promised), " are reserved and not yet written, ", "and the host has ",
+              gib(available), " left. The chip itself (", chip().name, ", ",
               gib(chip().memory_bytes), ") still has room, so this is no out-of-memory of the ",
               "chip. Use a smaller model or batch, or a machine with more memory.");
 }

@@ -1,11 +1,10 @@
 #include "ledger.h"
 
-#include "host.h"
-
-
 #include <algorithm>
 #include <map>
 #include <tuple>
+
+#include "host.h"
 
 namespace offramp {
 namespace {
@@ -14,11 +13,11 @@ using c10::CachingAllocator::StatArray;
 using c10::CachingAllocator::StatType;
 
 // PyTorch's CUDA caching allocator, c10/core/AllocatorConfig.h and CUDACachingAllocator.cpp.
-constexpr size_t kMinBlock = 512;               // every size is a multiple of this
-constexpr size_t kSmallLimit = 1ULL << 20;      // up to here a request is served from small segments
+constexpr size_t kMinBlock = 512;           // every size is a multiple of this
+constexpr size_t kSmallLimit = 1ULL << 20;  // up to here a request is served from small segments
 constexpr size_t kSmallSegment = 2ULL << 20;
-constexpr size_t kLargeSegment = 20ULL << 20;   // what requests below kOwnSegment share
-constexpr size_t kOwnSegment = 10ULL << 20;     // from here a request gets a segment of its own
+constexpr size_t kLargeSegment = 20ULL << 20;  // what requests below kOwnSegment share
+constexpr size_t kOwnSegment = 10ULL << 20;    // from here a request gets a segment of its own
 constexpr size_t kSegmentRound = 2ULL << 20;
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }

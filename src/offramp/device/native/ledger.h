@@ -25,7 +25,7 @@ struct Block {
   bool small{false};
   Block* previous{nullptr};  // neighbours within one segment
   Block* next{nullptr};
-  const char* origin{""};    // the operator that asked for it
+  const char* origin{""};  // the operator that asked for it
 };
 
 // What one origin holds at this moment.

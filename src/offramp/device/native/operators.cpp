@@ -15,42 +15,99 @@ using Names = std::unordered_set<std::string>;
 
 // They move or view data and compute nothing, so a format without arithmetic may pass.
 const Names& movers() {
-  static const Names names{
-      "aten::clone", "aten::cat", "aten::cat.out", "aten::stack", "aten::zero_", "aten::fill_.Scalar",
-      "aten::index_select", "aten::gather", "aten::equal", "aten::masked_select", "aten::index.Tensor",
-      "aten::_cat", "aten::split_with_sizes_copy", "aten::split_with_sizes_copy.out", "aten::flip",
-      "aten::_chunk_cat", "aten::_chunk_cat.out", "aten::roll", "aten::constant_pad_nd",
-      "aten::_foreach_copy_", "aten::_foreach_zero_", "aten::_foreach_clone", "aten::fill_.Tensor"};
+  static const Names names{"aten::clone",
+                           "aten::cat",
+                           "aten::cat.out",
+                           "aten::stack",
+                           "aten::zero_",
+                           "aten::fill_.Scalar",
+                           "aten::index_select",
+                           "aten::gather",
+                           "aten::equal",
+                           "aten::masked_select",
+                           "aten::index.Tensor",
+                           "aten::_cat",
+                           "aten::split_with_sizes_copy",
+                           "aten::split_with_sizes_copy.out",
+                           "aten::flip",
+                           "aten::_chunk_cat",
+                           "aten::_chunk_cat.out",
+                           "aten::roll",
+                           "aten::constant_pad_nd",
+                           "aten::_foreach_copy_",
+                           "aten::_foreach_zero_",
+                           "aten::_foreach_clone",
+                           "aten::fill_.Tensor"};
   return names;
 }
 
 // They take tensors of the CPU beside the chip's: indices, lengths, scalars kept on the host.
 const Names& mixers() {
-  static const Names names{
-      "aten::index.Tensor", "aten::index.Tensor_out", "aten::index_put_", "aten::index_put",
-      "aten::_index_put_impl_", "aten::_unsafe_index.Tensor", "aten::_unsafe_index_put",
-      "aten::_pack_padded_sequence", "aten::_pack_padded_sequence_backward",
-      "aten::_ctc_loss.Tensor", "aten::_ctc_loss_backward.Tensor", "aten::copy_",
-      "aten::_foreach_copy_", "aten::_fused_adam_", "aten::_fused_adam_.tensor_lr",
-      "aten::_fused_adamw_", "aten::_fused_adamw_.tensor_lr", "aten::_fused_adagrad_",
-      "aten::_fused_adagrad_.tensor_lr", "aten::_fused_sgd_.tensor_lr", "aten::is_set_to",
-      "aten::_segment_reduce_backward", "aten::segment_reduce"};
+  static const Names names{"aten::index.Tensor",
+                           "aten::index.Tensor_out",
+                           "aten::index_put_",
+                           "aten::index_put",
+                           "aten::_index_put_impl_",
+                           "aten::_unsafe_index.Tensor",
+                           "aten::_unsafe_index_put",
+                           "aten::_pack_padded_sequence",
+                           "aten::_pack_padded_sequence_backward",
+                           "aten::_ctc_loss.Tensor",
+                           "aten::_ctc_loss_backward.Tensor",
+                           "aten::copy_",
+                           "aten::_foreach_copy_",
+                           "aten::_fused_adam_",
+                           "aten::_fused_adam_.tensor_lr",
+                           "aten::_fused_adamw_",
+                           "aten::_fused_adamw_.tensor_lr",
+                           "aten::_fused_adagrad_",
+                           "aten::_fused_adagrad_.tensor_lr",
+                           "aten::_fused_sgd_.tensor_lr",
+                           "aten::is_set_to",
+                           "aten::_segment_reduce_backward",
+                           "aten::segment_reduce"};
   return names;
 }
 
 // Written by hand in ops.cpp, or composed of others on purpose.
 const Names& own() {
-  static const Names names{
-      "aten::copy_", "aten::_to_copy", "aten::detach", "aten::alias", "aten::lift", "aten::lift_fresh",
-      "aten::_lazy_clone", "aten::is_pinned", "aten::_pin_memory", "aten::pin_memory",
-      "aten::record_stream", "aten::is_set_to", "aten::resize_", "aten::set_.source_Storage",
-      "aten::set_.source_Storage_storage_offset", "aten::set_.source_Tensor", "aten::set_",
-      "aten::empty.memory_format", "aten::empty_strided", "aten::as_strided", "aten::view",
-      "aten::_reshape_alias", "aten::unfold", "aten::_local_scalar_dense", "aten::set_data",
-      "aten::resize_as_", "aten::data", "aten::_fw_primal", "aten::_make_dual", "aten::rename_",
-      "aten::_efficientzerotensor", "aten::_has_same_storage_numel", "aten::_copy_from",
-      "aten::_copy_from_and_resize", "aten::_nested_view_from_buffer", "aten::requires_grad_",
-      "aten::_nested_view_from_jagged"};
+  static const Names names{"aten::copy_",
+                           "aten::_to_copy",
+                           "aten::detach",
+                           "aten::alias",
+                           "aten::lift",
+                           "aten::lift_fresh",
+                           "aten::_lazy_clone",
+                           "aten::is_pinned",
+                           "aten::_pin_memory",
+                           "aten::pin_memory",
+                           "aten::record_stream",
+                           "aten::is_set_to",
+                           "aten::resize_",
+                           "aten::set_.source_Storage",
+                           "aten::set_.source_Storage_storage_offset",
+                           "aten::set_.source_Tensor",
+                           "aten::set_",
+                           "aten::empty.memory_format",
+                           "aten::empty_strided",
+                           "aten::as_strided",
+                           "aten::view",
+                           "aten::_reshape_alias",
+                           "aten::unfold",
+                           "aten::_local_scalar_dense",
+                           "aten::set_data",
+                           "aten::resize_as_",
+                           "aten::data",
+                           "aten::_fw_primal",
+                           "aten::_make_dual",
+                           "aten::rename_",
+                           "aten::_efficientzerotensor",
+                           "aten::_has_same_storage_numel",
+                           "aten::_copy_from",
+                           "aten::_copy_from_and_resize",
+                           "aten::_nested_view_from_buffer",
+                           "aten::requires_grad_",
+                           "aten::_nested_view_from_jagged"};
   return names;
 }
 

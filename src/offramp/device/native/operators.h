@@ -1,8 +1,6 @@
 // Running an operator of the chip by the CPU's kernel on the same memory.
 #pragma once
 
-#include "chip.h"
-
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
@@ -12,6 +10,8 @@
 #include <memory>
 #include <string>
 #include <vector>
+
+#include "chip.h"
 
 namespace torch {
 class Library;
@@ -24,13 +24,13 @@ struct Operator {
   explicit Operator(const c10::OperatorHandle& handle);
 
   c10::OperatorHandle handle;
-  std::string name;             // "aten::add.Tensor"
-  std::vector<bool> writes;     // per argument: does the operator change it?
-  int generator{-1};            // position of the Generator argument
-  bool draws_unasked{false};    // random, yet without a Generator argument
-  bool moves_only{false};       // moves data: allowed in every format
-  bool mixes_devices{false};    // takes CPU tensors beside the chip's
-  std::string missing;          // why this chip does not have it; empty when it does
+  std::string name;           // "aten::add.Tensor"
+  std::vector<bool> writes;   // per argument: does the operator change it?
+  int generator{-1};          // position of the Generator argument
+  bool draws_unasked{false};  // random, yet without a Generator argument
+  bool moves_only{false};     // moves data: allowed in every format
+  bool mixes_devices{false};  // takes CPU tensors beside the chip's
+  std::string missing;        // why this chip does not have it; empty when it does
   std::atomic<int64_t> calls{0};
   std::atomic<int64_t> refusals{0};
 };

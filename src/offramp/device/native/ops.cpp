@@ -1,6 +1,4 @@
 // The operators that are about memory itself: making, viewing, resizing and copying tensors.
-#include "operators.h"
-
 #include <ATen/EmptyTensor.h>
 #include <ATen/NativeFunctions.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -11,6 +9,8 @@
 
 #include <cstring>
 #include <optional>
+
+#include "operators.h"
 
 namespace offramp {
 namespace {
@@ -55,9 +55,8 @@ Tensor empty_strided(IntArrayRef size, IntArrayRef stride, Maybe<c10::ScalarType
   static Operator& op = known("aten::empty_strided", "");
   count(op);
   const DeviceScope scope(where);
-  return at::detail::empty_strided_generic(size, stride, allocator(),
-                                           c10::DispatchKeySet(dense_key()),
-                                           c10::dtype_or_default(dtype));
+  return at::detail::empty_strided_generic(
+      size, stride, allocator(), c10::DispatchKeySet(dense_key()), c10::dtype_or_default(dtype));
 }
 
 // A tensor known to be all zeros; no memory stands behind it.
@@ -69,7 +68,8 @@ Tensor efficient_zero_tensor(IntArrayRef size, Maybe<c10::ScalarType> dtype, May
   };
   static NoMemory none;
   const DeviceScope scope(where);
-  const auto keys = c10::DispatchKeySet(dense_key()) | c10::DispatchKeySet(c10::DispatchKey::ZeroTensor);
+  const auto keys =
+      c10::DispatchKeySet(dense_key()) | c10::DispatchKeySet(c10::DispatchKey::ZeroTensor);
   return at::detail::empty_generic(size, &none, keys, c10::dtype_or_default(dtype), std::nullopt);
 }
 
@@ -127,8 +127,8 @@ Tensor& set_storage_strided(Tensor& self, at::Storage source, int64_t offset, In
   impl->set_storage_offset(offset);
   if (stride.data() != nullptr) {
     impl->set_sizes_and_strides(size, stride);
-    grow_storage(self.storage(), at::detail::computeStorageNbytes(
-                                     size, stride, impl->itemsize(), static_cast<size_t>(offset)));
+    grow_storage(self.storage(), at::detail::computeStorageNbytes(size, stride, impl->itemsize(),
+                                                                  static_cast<size_t>(offset)));
   } else {
     impl->set_sizes_contiguous(size);
     grow_storage(self.storage(), at::detail::computeStorageNbytesContiguous(
@@ -148,7 +148,9 @@ Tensor& set_nothing(Tensor& self) {
   return set_storage_strided(self, none, 0, {0}, {});
 }
 
-bool is_set_to(const Tensor& self, const Tensor& other) { return at::native::is_set_to(self, other); }
+bool is_set_to(const Tensor& self, const Tensor& other) {
+  return at::native::is_set_to(self, other);
+}
 
 c10::Scalar local_scalar_dense(const Tensor& self) {
   static Operator& op = known("aten::_local_scalar_dense", "");

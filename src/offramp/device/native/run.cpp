@@ -1,11 +1,11 @@
 // The boxed kernel: the chip's tensors go in as CPU views, what comes out becomes the chip's.
-#include "generator.h"
-#include "operators.h"
-
 #include <ATen/ops/_efficientzerotensor.h>
 #include <c10/util/SmallVector.h>
 
 #include <optional>
+
+#include "generator.h"
+#include "operators.h"
 
 namespace offramp {
 namespace {
@@ -20,8 +20,8 @@ struct Written {
 // One call's conversion of arguments.
 struct Call {
   Operator& op;
-  int index{-1};               // the chip that the call runs on
-  bool host_tensor{false};     // a CPU tensor that is no scalar is among the arguments
+  int index{-1};            // the chip that the call runs on
+  bool host_tensor{false};  // a CPU tensor that is no scalar is among the arguments
   size_t position{0};
   c10::SmallVector<Written, 4> written;
 
@@ -44,7 +44,8 @@ struct Call {
   }
 
   void note_format(c10::ScalarType type) const {
-    if (index < 0) format_counts()[static_cast<size_t>(type)].fetch_add(1, std::memory_order_relaxed);
+    if (index < 0)
+      format_counts()[static_cast<size_t>(type)].fetch_add(1, std::memory_order_relaxed);
     if ((refused_formats >> static_cast<int>(type) & 1) != 0 && !op.moves_only) refuse_format(type);
   }
 
@@ -52,16 +53,21 @@ struct Call {
     op.refusals += 1;
     TORCH_CHECK_NOT_IMPLEMENTED(false, "\"", op.name, "\" not implemented for '",
                                 c10::toString(type), "': ", chip().name, " has no ",
-                                c10::toString(type), " arithmetic. Cast to a format that the chip "
-                                "has; `offramp chips show ", chip().name, "` lists them.");
+                                c10::toString(type),
+                                " arithmetic. Cast to a format that the chip "
+                                "has; `offramp chips show ",
+                                chip().name, "` lists them.");
     __builtin_unreachable();
   }
 
   [[noreturn]] void refuse_mix(c10::Device other) const {
-    TORCH_CHECK(false, "Expected all tensors to be on the same device, but found at least two "
-                "devices, ", device(index < 0 ? 0 : index), " and ", other, "! (when checking "
-                "argument for argument ", op.handle.schema().arguments()[position].name(), " in ",
-                op.name, ")");
+    TORCH_CHECK(false,
+                "Expected all tensors to be on the same device, but found at least two "
+                "devices, ",
+                device(index < 0 ? 0 : index), " and ", other,
+                "! (when checking "
+                "argument for argument ",
+                op.handle.schema().arguments()[position].name(), " in ", op.name, ")");
     __builtin_unreachable();
   }
 

@@ -1,10 +1,8 @@
 // One memory, two tensors: the chip's and the CPU's view of it.
-#include "operators.h"
-
 #include <ATen/EmptyTensor.h>
 #include <ATen/SparseCsrTensorUtils.h>
-#include <ATen/native/SparseTensorUtils.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/native/SparseTensorUtils.h>
 #include <ATen/ops/_sparse_compressed_tensor_unsafe.h>
 #include <ATen/ops/_sparse_coo_tensor_unsafe.h>
 #include <ATen/ops/empty.h>
@@ -12,6 +10,8 @@
 #include <c10/core/CPUAllocator.h>
 
 #include <cstring>
+
+#include "operators.h"
 
 namespace offramp {
 namespace {
@@ -39,8 +39,8 @@ StorageImpl* chip_storage(const c10::Storage& storage) {
 }
 
 at::Tensor over(c10::Storage storage, const at::Tensor& like, c10::DispatchKey key) {
-  auto made = at::detail::make_tensor<c10::TensorImpl>(std::move(storage),
-                                                       c10::DispatchKeySet(key), like.dtype());
+  auto made = at::detail::make_tensor<c10::TensorImpl>(std::move(storage), c10::DispatchKeySet(key),
+                                                       like.dtype());
   auto* impl = made.unsafeGetTensorImpl();
   impl->set_sizes_and_strides(like.sizes(), like.strides(), like.storage_offset());
   if (like.is_conj()) impl->_set_conj(true);
