@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+from torch.utils import backend_registration
+
 import torch
 from offramp.chips import Chip
 from offramp.device import build, holdings, storage
@@ -54,7 +56,7 @@ def open_device(
     for op_name, fact in chip.missing_ops.items():
         core.declare_missing(_qualified(op_name), str(fact.value))
     if kind != "cuda":
-        rename_privateuse1_backend(kind)
+        backend_registration.rename_privateuse1_backend(kind)
     brand = "CUDA" if kind == "cuda" else kind.upper()
     core.open(chip.name, brand, kind, count, memory_bytes)
     core.refuse_formats(_format_mask(chip.absent_formats, core.scalar_types()))
