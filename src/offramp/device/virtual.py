@@ -109,6 +109,26 @@ class VirtualDevice:
             raise ValueError(f"Invalid fraction value: {fraction}. Allowed range: 0~1")
         self._core.set_memory_fraction(index, fraction)
 
+    def memory_fraction(self, index: int) -> float:
+        """The share of the chip's memory that this process may use."""
+        return float(self._core.memory_fraction(index))
+
+    def set_visible(self, count: int) -> None:
+        """Let the process see only the first `count` chips. For before their first use."""
+        self._core.set_count(count)
+        self.count = count
+
+    def default_generator(self, index: int) -> torch.Generator:
+        """The generator that random operators on chip `index` draw from."""
+        generator: torch.Generator = self._core.default_generator(index)
+        return generator
+
+    def reset_peaks(self, index: int) -> None:
+        torch.accelerator.reset_peak_memory_stats(self.device(index))
+
+    def reset_accumulated(self, index: int) -> None:
+        torch.accelerator.reset_accumulated_memory_stats(self.device(index))
+
     def empty_cache(self) -> None:
         for index in range(self.count):
             self._core.empty_cache(index)

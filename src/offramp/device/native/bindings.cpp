@@ -5,6 +5,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Generator.h>
 
 #include <algorithm>
 #include <cstring>
@@ -14,6 +15,7 @@
 
 #include "allocator.h"
 #include "chip.h"
+#include "generator.h"
 #include "operators.h"
 
 namespace py = pybind11;
@@ -110,6 +112,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("current_device", &current_device);
   m.def("capacity_bytes", [](int i) { return ledger(i).capacity_bytes(); });
   m.def("set_memory_fraction", [](int i, double f) { ledger(i).set_fraction(f); });
+  m.def("memory_fraction", [](int i) {
+    return static_cast<double>(ledger(i).limit_bytes()) /
+           static_cast<double>(ledger(i).capacity_bytes());
+  });
+  m.def("set_count", [](int count) {
+    TORCH_CHECK(count >= 0 && count <= chip().count, "only ", chip().count, " chips are there");
+    chip().count = count;
+  });
+  m.def("default_generator", [](int i) {
+    return py::reinterpret_steal<py::object>(THPGenerator_Wrap(default_generator(i)));
+  });
   m.def("empty_cache", [](int i) { ledger(i).empty_cache(); });
   m.def("snapshot", &snapshot);
   m.def("scalar_types", &scalar_types);

@@ -1,0 +1,37 @@
+"""Putting the names in place, and taking them away again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from offramp.identity import cuda
+from offramp.identity.patches import Patches
+from offramp.identity.runtime import Runtime
+from offramp.identity.tally import Tally
+
+
+class Identity:
+    """One installation: what was met so far, and the way back."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.counts = Tally()
+        self._patches = Patches()
+        try:
+            cuda.install(runtime, self.counts, self._patches)
+        except BaseException:
+            self._patches.undo()
+            raise
+
+    def record(self) -> dict[str, list[dict[str, Any]]]:
+        """Names met, refusals, defaults and compilations, as plain data."""
+        return self.counts.record()
+
+    def uninstall(self) -> None:
+        """Put every name back as it was. The device stays: PyTorch keeps it for the process."""
+        self._patches.undo()
+
+
+def install(runtime: Runtime) -> Identity:
+    """Make CUDA's names answer for `runtime`, in this process and in every thread of it."""
+    return Identity(runtime)

@@ -1,0 +1,69 @@
+"""The base classes under `torch.cuda.Stream` and `torch.cuda.Event`, over PyTorch's generic ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class StreamBase(torch.Stream):
+    """What `torch._C._CudaStreamBase` is in a CUDA build."""
+
+    def __new__(
+        cls,
+        priority: int = 0,
+        stream_id: int = 0,
+        device_index: int = 0,
+        device_type: int = 0,
+        stream_ptr: int | None = None,
+    ) -> Any:
+        if stream_ptr is not None:
+            device = torch.device("cuda", torch.cuda.current_device())
+            return super().__new__(
+                cls, stream_id=stream_ptr, device_index=device.index, device_type=1
+            )
+        if device_type:
+            return super().__new__(
+                cls, stream_id=stream_id, device_index=device_index, device_type=device_type
+            )
+        torch.cuda._lazy_init()
+        made = super().__new__(cls, device=torch.device("cuda", torch.cuda.current_device()))
+        made._priority = max(min(priority, 0), -5)
+        return made
+
+    @property
+    def cuda_stream(self) -> int:
+        return self.stream_id
+
+    @property
+    def priority(self) -> int:
+        return getattr(self, "_priority", 0)
+
+    @staticmethod
+    def priority_range() -> tuple[int, int]:
+        """Lowest and highest, as CUDA numbers them."""
+        return 0, -5
+
+
+class EventBase(torch.Event):
+    """What `torch._C._CudaEventBase` is in a CUDA build."""
+
+    def __new__(
+        cls,
+        enable_timing: bool = False,
+        blocking: bool = False,
+        interprocess: bool = False,
+        external: bool = False,
+    ) -> Any:
+        return super().__new__(
+            cls,
+            device=torch.device("cuda", torch.cuda.current_device()),
+            enable_timing=enable_timing,
+            blocking=blocking,
+            interprocess=interprocess,
+        )
+
+    @property
+    def cuda_event(self) -> int:
+        return self.event_id

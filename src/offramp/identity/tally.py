@@ -1,0 +1,96 @@
+"""What a program asked of CUDA, by name, and what it got.
+
+The table `names.toml` says for every intercepted name which class its answer is of. This object
+counts the calls; the report at the end of a run is drawn from it.
+"""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+CLASSES = ("same", "mapped", "emulated", "refused")
+
+
+@dataclass(frozen=True)
+class Name:
+    """One intercepted name: which class its answer is of, and why."""
+
+    name: str
+    answer: str
+    reason: str
+
+
+@cache
+def table() -> Mapping[str, Name]:
+    """Every intercepted name, from `names.toml`."""
+    text = resources.files("offramp.identity").joinpath("names.toml").read_text()
+    return {
+        name: Name(name, answer, reason)
+        for answer, group in tomllib.loads(text).items()
+        for name, reason in group.items()
+    }
+
+
+class Tally:
+    """Counts of one installation."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.refusals: Counter[tuple[str, str]] = Counter()
+        self.defaults: Counter[tuple[str, str, str]] = Counter()
+        self.compiled: Counter[tuple[str, str, str]] = Counter()
+
+    def counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, counting its calls under `name`."""
+        if name not in table():
+            raise KeyError(f"{name} is not in names.toml")
+        calls = self.calls
+
+        @functools.wraps(function)
+        def count(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return function(*args, **kwargs)
+
+        return count
+
+    def met(self, name: str) -> None:
+        """A name was met that cannot be wrapped, such as a class or an environment look-up."""
+        self.calls[name] += 1
+
+    def refused(self, name: str, reason: str) -> None:
+        self.calls[name] += 1
+        self.refusals[name, reason] += 1
+
+    def answered_by_default(self, name: str, answer: object, why: str) -> None:
+        """The program asked something whose true answer nobody knows; it got `answer`."""
+        self.defaults[name, str(answer), why] += 1
+
+    def record(self) -> dict[str, list[dict[str, Any]]]:
+        """The counts as plain data: names, refused, defaults, compiled."""
+        known = table()
+        return {
+            "names": [
+                {"name": name, "class": known[name].answer if name in known else "refused"}
+                | {"count": count}
+                for name, count in self.calls.most_common()
+            ],
+            "refused": [
+                {"name": name, "reason": reason, "count": count}
+                for (name, reason), count in self.refusals.most_common()
+            ],
+            "defaults": [
+                {"name": name, "answer": answer, "why": why, "count": count}
+                for (name, answer, why), count in self.defaults.most_common()
+            ],
+            "compiled": [
+                {"requested": requested, "did": did, "why": why, "count": count}
+                for (requested, did, why), count in self.compiled.most_common()
+            ],
+        }
