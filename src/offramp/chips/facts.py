@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Tier: TypeAlias = Literal["measured", "vendor", "derived", "press", "assumed"]
@@ -103,4 +104,4 @@ class Presentation:
     visible_env: str
     smi: str | None
     detect: tuple[Detection, ...]
-    facts: dict[str, Fact]
+    facts: Mapping[str, Fact] = field(compare=False)

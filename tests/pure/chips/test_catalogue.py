@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import pickle
 import subprocess
 import sys
 import time
@@ -128,6 +129,13 @@ def test_the_processor_has_this_machines_memory() -> None:
     assert 0 < chip.memory_bytes <= total
     assert chip.facts["memory"].tier == "measured"
     assert not chip.matrix_rates
+
+
+def test_chips_can_be_keys_and_travel_between_processes() -> None:
+    chip = chips.load("zhenwu-810e")
+    assert {chip: 1}[chips.load("zhenwu-810e")] == 1
+    copy = pickle.loads(pickle.dumps(chip))
+    assert list(copy.all_facts()) == list(chip.all_facts())
 
 
 def test_unknown_name_gives_the_nearest() -> None:
