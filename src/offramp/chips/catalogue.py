@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -62,9 +61,11 @@ _OPTIONAL = ("capability", "visible_env", "smi")
 _DETECT_KINDS = ("env", "device_name", "module", "path", "command")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chip:
     """One accelerator model: facts by name, each with unit, tier and source.
+
+    `load` gives one object per name, so chips compare and hash by identity.
 
     Peak rates are dense, in operations a second, by arithmetic format (RATE_FORMATS): matrix
     units apart from vector units. `formats` says per PyTorch dtype what the chip does with it.
@@ -147,6 +148,8 @@ def load(name: str) -> Chip:
 
 def read(path: Path) -> Chip:
     """Read one chip file strictly. Raises ChipFileError."""
+    import tomllib  # not before a file is read: importing the package stays quick
+
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -194,7 +197,7 @@ def _read_scalars(table: Table, context: Context) -> Mapping[str, Fact]:
             key in facts and not isinstance(facts[key].value, int)
         ):
             raise table.fail(key, "missing; expected a size in whole bytes, such as 96 and 'GB'")
-    return MappingProxyType(facts)
+    return facts
 
 
 def _read_rates(table: Table, context: Context) -> Mapping[str, Fact]:
@@ -205,7 +208,7 @@ def _read_rates(table: Table, context: Context) -> Mapping[str, Fact]:
         dimension = "op/s" if key.startswith("int") else "flop/s"
         rates[key] = read_fact(_fact_table(table, key), dimension, context)
     table.close(RATE_FORMATS)
-    return MappingProxyType(rates)
+    return rates
 
 
 def _read_formats(rows: list[Table], context: Context) -> Mapping[str, Fact]:
@@ -221,7 +224,7 @@ def _read_formats(rows: list[Table], context: Context) -> Mapping[str, Fact]:
                 raise row.fail("names", f"{name!r} is classified twice")
             formats[name] = fact
         row.close(("support", "names", "tier", "source", "note"))
-    return MappingProxyType(formats)
+    return formats
 
 
 def _read_missing(table: Table, context: Context) -> Mapping[str, Fact]:
@@ -233,7 +236,7 @@ def _read_missing(table: Table, context: Context) -> Mapping[str, Fact]:
         tier, source = read_trust(row, context)
         missing[name] = Fact(row.take("reason", str), "text", tier, source)
         row.close(("reason", "tier", "source"))
-    return MappingProxyType(missing)
+    return missing
 
 
 def _read_quirk(row: Table, context: Context) -> Quirk:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Tier: TypeAlias = Literal["measured", "vendor", "derived", "press", "assumed"]
@@ -80,8 +81,9 @@ class Quirk:
 class Detection:
     """One sign of the chip on a machine.
 
-    `env`: a variable is set. `device_name`: PyTorch's name of the device starts so. `module`: the
-    package can be found. `path`: a file matches the glob. `command`: the program is on the path.
+    `env`: a variable is set. `device_name`: PyTorch's name of the device matches the glob.
+    `module`: the package can be found. `path`: a file matches the glob. `command`: the program is
+    on the path.
     """
 
     kind: Literal["env", "device_name", "module", "path", "command"]
@@ -102,4 +104,4 @@ class Presentation:
     visible_env: str
     smi: str | None
     detect: tuple[Detection, ...]
-    facts: dict[str, Fact]
+    facts: Mapping[str, Fact] = field(compare=False)
