@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch.utils import backend_registration
 
-import torch
 from offramp.chips import Chip
 from offramp.device import build, holdings, storage
 from offramp.errors import UsageError
@@ -93,6 +93,10 @@ class VirtualDevice:
     def in_forked_child(self) -> bool:
         """Whether this process was forked after the chip was opened, as CUDA does not allow."""
         return bool(self._core.in_forked_child())
+
+    def elapsed_ms(self, start: int, end: int) -> float:
+        """Milliseconds between two recorded events, given by their `event_id`."""
+        return float(self._core.elapsed_ms(start, end))
 
     def memory_stats(self, index: int) -> dict[str, Any]:
         """Counters of the caching allocator, flat, under the names of CUDA's `memory_stats`."""

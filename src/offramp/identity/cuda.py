@@ -27,7 +27,7 @@ _REFUSED_CLASSES = ("CUDAGraph", "MemPool", "GreenContext")
 def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
     """Make `torch.cuda` answer for `runtime`. Undone by `patches.undo()`."""
     _install_boundary(runtime, counts, patches)
-    _install_streams(patches)
+    _install_streams(runtime, patches)
     _install_module(runtime, counts, patches)
     _install_backends(runtime, counts, patches)
     _count_public_names(counts, patches)
@@ -52,13 +52,13 @@ def _toolkit_version(runtime: Runtime, counts: Tally) -> str:
     return answer
 
 
-def _install_streams(patches: Patches) -> None:
+def _install_streams(runtime: Runtime, patches: Patches) -> None:
     """Build PyTorch's own Stream and Event classes again, over bases that work."""
     module = importlib.import_module("torch.cuda.streams")
     names = ("Stream", "ExternalStream", "Event")
     before = {name: getattr(module, name) for name in names}
     patches.item(torch._C.__dict__, "_CudaStreamBase", streams.StreamBase)
-    patches.item(torch._C.__dict__, "_CudaEventBase", streams.EventBase)
+    patches.item(torch._C.__dict__, "_CudaEventBase", streams.event_base(runtime.elapsed_ms))
     importlib.reload(module)
     for name in names:
         patches.set(torch.cuda, name, getattr(module, name))

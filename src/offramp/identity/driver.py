@@ -15,8 +15,8 @@ import torch
 
 from offramp.chips import Chip
 from offramp.errors import RefusedError
-from offramp.identity.tally import Tally
 from offramp.identity.runtime import Runtime
+from offramp.identity.tally import Tally
 
 CUDA = 1  # c10::DeviceType::CUDA
 
@@ -32,10 +32,8 @@ class Driver:
 
     def functions(self) -> dict[str, Any]:
         """Name in `torch._C` to function."""
-        own = {
-            f"_cuda_{name}": getattr(self, name) for name in vars(Driver) if name[0] not in "_f"
-        }
-        return own | {name: _nothing for name in _NOTHING} | _constants(self._runtime.chip)
+        own = {f"_cuda_{name}": getattr(self, name) for name in vars(Driver) if name[0] not in "_f"}
+        return own | dict.fromkeys(_NOTHING, _nothing) | _constants(self._runtime.chip)
 
     # Devices
 
@@ -64,7 +62,7 @@ class Driver:
         self._runtime.set_device(index)
         return before
 
-    maybeExchangeDevice = exchangeDevice
+    maybeExchangeDevice = exchangeDevice  # noqa: N815
 
     def hasPrimaryContext(self, index: int) -> bool:  # noqa: N802
         return torch.cuda.is_initialized()

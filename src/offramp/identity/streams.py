@@ -1,8 +1,9 @@
-"""The base classes under `torch.cuda.Stream` and `torch.cuda.Event`, over PyTorch's generic ones."""
+"""The bases of `torch.cuda.Stream` and `torch.cuda.Event`, over PyTorch's generic ones."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 
@@ -49,6 +50,8 @@ class StreamBase(torch.Stream):
 class EventBase(torch.Event):
     """What `torch._C._CudaEventBase` is in a CUDA build."""
 
+    _elapsed_ms: ClassVar[Callable[[int, int], float]]
+
     def __new__(
         cls,
         enable_timing: bool = False,
@@ -67,3 +70,12 @@ class EventBase(torch.Event):
     @property
     def cuda_event(self) -> int:
         return self.event_id
+
+    def elapsed_time(self, end_event: torch.Event) -> float:
+        """Milliseconds from this event to `end_event`; torch.Event's own takes no subclass."""
+        return type(self)._elapsed_ms(self.event_id, end_event.event_id)
+
+
+def event_base(elapsed_ms: Callable[[int, int], float]) -> type[EventBase]:
+    """An EventBase that asks `elapsed_ms`, which takes the ids of two events."""
+    return type("_CudaEventBase", (EventBase,), {"_elapsed_ms": staticmethod(elapsed_ms)})

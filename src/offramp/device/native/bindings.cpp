@@ -112,6 +112,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("current_device", &current_device);
   m.def("capacity_bytes", [](int i) { return ledger(i).capacity_bytes(); });
   m.def("set_memory_fraction", [](int i, double f) { ledger(i).set_fraction(f); });
+  m.def("elapsed_ms", &elapsed_ms);
   m.def("memory_fraction", [](int i) {
     return static_cast<double>(ledger(i).limit_bytes()) /
            static_cast<double>(ledger(i).capacity_bytes());

@@ -45,6 +45,7 @@ inline c10::DispatchKey sparse_csr_key() {
 int current_device();
 void set_current_device(int index);
 int64_t current_stream_id(int index);
+double elapsed_ms(uintptr_t start_event, uintptr_t end_event);
 void register_guard();
 bool in_forked_child();
 

@@ -105,6 +105,11 @@ Chip& chip() {
   return instance;
 }
 
+double elapsed_ms(uintptr_t start_event, uintptr_t end_event) {
+  return Guard().elapsedTime(reinterpret_cast<void*>(start_event),
+                             reinterpret_cast<void*>(end_event), 0);
+}
+
 int current_device() { return tls_device; }
 
 void set_current_device(int index) {
