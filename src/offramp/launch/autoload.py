@@ -1,11 +1,67 @@
-"""The hook that PyTorch calls at `import torch` (entry point group `torch.backends`)."""
+"""The hook that PyTorch calls at `import torch` (entry point group `torch.backends`).
+
+PyTorch turns any `Exception` of such a hook into a RuntimeError about switching hooks off, with
+our stack under it. What the user can mend ends the process instead: one line, as a command line
+tool would. What is a defect of ours stays an exception with its stack.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from offramp.launch.schema import Snapshot
+
+CHIP_VARIABLE = "OFFRAMP_CHIP"
+MEMORY_VARIABLE = "OFFRAMP_MEMORY"
+
+
+class StopImport(SystemExit):
+    """Ends the process at `import torch`; the message is on stderr and, in notebooks, shown."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.code = status
 
 
 def autoload() -> None:
-    """Open the chip named by `OFFRAMP_CHIP`; do nothing, and import nothing, when it is unset."""
-    if not os.environ.get("OFFRAMP_CHIP"):
+    """Open the chip named by `OFFRAMP_CHIP`; do nothing, and import nothing, when it is unset.
+
+    Ends the process with status 2 when the variables cannot be meant, and with status 1 when the
+    chip cannot be opened on this machine.
+    """
+    chip = os.environ.get(CHIP_VARIABLE)
+    if not chip:
         return
+    from offramp.errors import OfframpError, UsageError
+    from offramp.launch.choice import choose
+
+    memory = os.environ.get(MEMORY_VARIABLE)
+    try:
+        choice = choose(chip, memory)
+    except UsageError as error:
+        given = f"{CHIP_VARIABLE}={chip}" + (f" {MEMORY_VARIABLE}={memory}" if memory else "")
+        _stop(f"{given}: {error}", 2)
+    try:
+        from offramp.device import open_device
+        from offramp.identity import install
+        from offramp.launch import record
+
+        device = open_device(choice.chip, count=choice.count, memory_bytes=choice.memory_bytes)
+        installed = install(device)
+
+        def snapshot() -> Snapshot:
+            return record.joined(device.snapshot(), installed.snapshot())
+
+        record.write_at_exit(snapshot, chip=choice.chip.name)
+    except OfframpError as error:
+        _stop(f"{CHIP_VARIABLE}={chip}: {error}", 1)
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    line = f"offramp: {message}"
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+    raise StopImport(line, status)
