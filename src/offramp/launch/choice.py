@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,12 @@ class Choice:
     """`count` chips of one kind in one node, each with `memory_bytes`."""
 
     chip: Chip
+    name: str  # as in the catalogue, or the absolute path of a chip file
     count: int
     memory_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.count}"
 
 
 def choose(text: str, memory: str | None = None) -> Choice:
@@ -30,7 +35,11 @@ def choose(text: str, memory: str | None = None) -> Choice:
     from offramp import chips
 
     name, colon, number = text.partition(":")
+    if not name:
+        raise UsageError(f"{text!r}: expected NAME or NAME:COUNT; `offramp chips` lists the names")
     chip = chips.load(name)
+    if name.endswith(".toml"):
+        name = os.path.abspath(name)
     count = 1
     if colon:
         if not (number.isascii() and number.isdecimal() and int(number) > 0):
@@ -41,7 +50,7 @@ def choose(text: str, memory: str | None = None) -> Choice:
         raise UsageError(
             f"{text!r}: a node holds at most {node} of {name}; give {name}:{node} or fewer"
         )
-    return Choice(chip, count, _memory(chip, memory) if memory else chip.memory_bytes)
+    return Choice(chip, name, count, _memory(chip, memory) if memory else chip.memory_bytes)
 
 
 def _memory(chip: Chip, text: str) -> int:

@@ -79,17 +79,18 @@ def _with_own_python(name: str, env: Mapping[str, str]) -> tuple[Mapping[str, st
     if os.sep in name:
         return env, None
     path = env.get("PATH", os.defpath)
+    own = os.path.dirname(sys.executable)
+    led = {**env, "PATH": f"{own}{os.pathsep}{path}"}
     wanted = (name,) if _PYTHON.fullmatch(name) else ("python", "python3")
     found = next(filter(None, (shutil.which(python, path=path) for python in wanted)), None)
     if found is not None and has_offramp(found, env):
-        return env, None
+        # A tool of our environment, such as torchrun, where only its Python is on PATH.
+        return (env if shutil.which(name, path=path) else led), None
     active = _active_environment(found, env)
     if active:
         if not _PYTHON.fullmatch(name):
             return env, None  # the command may have nothing to do with this Python
         raise UsageError(_no_offramp(str(found), f"the active environment {active}"))
-    own = os.path.dirname(sys.executable)
-    led = {**env, "PATH": f"{own}{os.pathsep}{path}"}
     if found is None and not _PYTHON.fullmatch(name):
         return led, None
     there = f"{found} has no offramp" if found else "there is none on PATH"
@@ -119,18 +120,13 @@ def _find(name: str, env: Mapping[str, str]) -> str:
     if os.path.isfile(name):
         way_out = f"give: python {name}" if name.endswith(".py") else f"chmod +x {name}"
         raise UsageError(f"cannot run {name!r}: it is not an executable on PATH; {way_out}")
-    near = nearest(name, _programs(path)) if os.sep not in name else ""
+    near = nearest(name, _own_programs()) if os.sep not in name else ""
     raise UsageError(f"command not found: {name!r}{near}")
 
 
-def _programs(path: str) -> set[str]:
-    names: set[str] = set()
-    for folder in path.split(os.pathsep):
-        try:
-            names.update(os.listdir(folder))
-        except OSError:
-            continue
-    return names
+def _own_programs() -> set[str]:
+    """What a training command usually is: Python and the tools installed next to it."""
+    return {*os.listdir(os.path.dirname(sys.executable)), "python", *_LAUNCHERS}
 
 
 def _check_python(name: str, program: str, env: Mapping[str, str]) -> None:

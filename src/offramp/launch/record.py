@@ -122,6 +122,8 @@ class Recorder:
 
     def finish(self) -> None:
         """Save for the last time and stop."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         if not _is_forked_loader_worker(self._baseline):
             self.save(finished=True)

@@ -55,7 +55,7 @@ def plan(
     folder = _chosen_folder(run_dir) if run_dir else _new_folder(Path("runs"), choice.chip.name)
     (folder / RECORDS_FOLDER).mkdir(exist_ok=True)
     settings = {
-        "OFFRAMP_CHIP": f"{choice.chip.name}:{choice.count}",
+        "OFFRAMP_CHIP": str(choice),
         "OFFRAMP_RUN_DIR": str(folder.resolve()),
         AUTOLOAD: "1",
     }
