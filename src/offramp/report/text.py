@@ -122,7 +122,7 @@ def _names(run: Summary) -> Iterator[Line]:
     order = [*CLASSES, *sorted(set(kinds) - set(CLASSES))]
     split = ", ".join(f"{kinds[kind]} {kind}" for kind in order if kinds[kind])
     calls = sum(row["count"] for row in names)
-    yield Line("names", f"{plural(len(names), 'device name')} met in {calls:,} uses: {split}")
+    yield Line("names", f"{plural(len(names), 'CUDA name')}, used {calls:,} times: {split}")
     ranked = sorted(names, key=lambda row: (-row["count"], row["name"]))
     top = [f"{row['name']} {row['count']:,}" for row in ranked if row["class"] != "refused"]
     if top:
@@ -157,7 +157,7 @@ def _limits(run: Summary) -> Iterator[Line]:
         text = f"no public source tells whether the chip has {listed(unknown, 2 * FEW)}"
         yield Line("unknown", text, "warn")
     if run["ops"] and not (refused or lacking or unknown):
-        yield Line("limits", "nothing refused; no op or format that the chip is not known to have")
+        yield Line("limits", "no call refused, no missing op, no format of unknown support")
 
 
 def _capped(label: str, rows: Sequence[str], tone: Tone) -> Iterator[Line]:

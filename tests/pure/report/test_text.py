@@ -78,9 +78,9 @@ offramp run: python train.py --name 'two words'
   ops      1,300 of 4 kinds: mm 1,000, add 250, mul 30 and 1 more
   formats  float32 99 %, int64 1.0 %
   memory   cuda:0: 2.00 GiB of 8.00 GiB allocated at peak (25 %), 3.00 GiB reserved
-  names    3 device names met in 51 uses: 2 same, 1 emulated
+  names    3 CUDA names, used 51 times: 2 same, 1 emulated
            most used: torch.cuda.synchronize 40, torch.Tensor.cuda 9, torch.cuda.is_available 2
-  limits   nothing refused; no op or format that the chip is not known to have
+  limits   no call refused, no missing op, no format of unknown support
   details  runs/one/run.json"""
 
 
@@ -148,7 +148,7 @@ def test_what_the_chip_lacks_is_told_with_reasons() -> None:
     assert one(run, "assumed").text == "clock_rate was answered 0 by default: not public"
     compiled = "inductor was asked for, eager was done, 3 times: no Triton"
     assert one(run, "compile").text == compiled
-    assert "nothing refused" not in said(run)
+    assert "no call refused" not in said(run)
 
 
 def test_long_lists_are_cut_and_counted() -> None:
