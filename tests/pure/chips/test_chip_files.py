@@ -136,3 +136,12 @@ def test_a_chip_without_memory_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ChipFileError, match="cannot be read"):
         read(tmp_path / "nowhere.toml")
+
+
+def test_the_documented_example_reads(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "chips.md").read_text()
+    example = page.split("```toml\n")[1].split("```")[0]
+    assert read(write(tmp_path, example)).presentation.device_name == "EX1"
+    said = re.search(r"offramp: ex1\.toml: (.*)", page)
+    assert said is not None
+    assert said.group(1) in refused(tmp_path, example.replace("chips_per_node", "chip_per_node"))
