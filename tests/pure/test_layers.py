@@ -17,7 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "offramp"
 ROWS = [
-    {"units", "errors"},
+    {"errors"},
+    {"units"},
     {"chips"},
     {"costs"},
     {"tape"},

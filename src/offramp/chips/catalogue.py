@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -147,6 +146,8 @@ def load(name: str) -> Chip:
 
 def read(path: Path) -> Chip:
     """Read one chip file strictly. Raises ChipFileError."""
+    import tomllib  # not before a file is read: importing the package stays quick
+
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

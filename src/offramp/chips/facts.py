@@ -80,8 +80,9 @@ class Quirk:
 class Detection:
     """One sign of the chip on a machine.
 
-    `env`: a variable is set. `device_name`: PyTorch's name of the device starts so. `module`: the
-    package can be found. `path`: a file matches the glob. `command`: the program is on the path.
+    `env`: a variable is set. `device_name`: PyTorch's name of the device matches the glob.
+    `module`: the package can be found. `path`: a file matches the glob. `command`: the program is
+    on the path.
     """
 
     kind: Literal["env", "device_name", "module", "path", "command"]

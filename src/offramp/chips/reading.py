@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ _KINDS: Mapping[type | tuple[type, ...], str] = {
     list: "a list",
     dict: "a table",
     (int, float): "a number",
+    datetime.date: "a date such as 2023-11-17",
 }
 _FACT_KEYS = ("value", "unit", "tier", "source", "low", "high", "note", "probe")
 
@@ -58,7 +61,9 @@ class Table:
         if name not in self._data:
             if default is not None:
                 return default
-            raise self.fail(name, f"missing; expected {_KINDS[kind]}")
+            close = difflib.get_close_matches(name, self._data, n=1)
+            hint = f"; is {close[0]!r} meant?" if close else ""
+            raise self.fail(name, f"missing; expected {_KINDS[kind]}{hint}")
         value = self._data.pop(name)
         wrong_bool = isinstance(value, bool) and kind is not bool
         if wrong_bool or not isinstance(value, kind):
@@ -124,7 +129,7 @@ def read_fact(table: Table, dimension: str, context: Context) -> Fact:
     tier, source = read_trust(table, context)
     note: str = table.take("note", str, "")
     if tier == "assumed" and not note:
-        raise table.fail("note", "missing; an assumed fact gives its reasoning")
+        raise table.fail("note", "missing; expected the reasoning behind an assumed fact")
     unit = _take_unit(table, dimension)
     value = _take_value(table, dimension, unit, context)
     low = _take_bound(table, "low", dimension, unit)
