@@ -22,12 +22,14 @@ demo: $(STAMP) ## train a small GPT on a virtual Zhenwu 810E (under 5 minutes, s
 test: $(STAMP) ## the default test suite; MARKERS= runs every group
 	$(BIN)/python -m pytest -m "$(MARKERS)"
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## ruff, mypy and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror src/offramp/device/native/*
 
-format: $(STAMP) ## apply ruff's fixes and format
+format: $(STAMP) ## apply ruff's fixes and both formatters
+	$(BIN)/clang-format -i src/offramp/device/native/*
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

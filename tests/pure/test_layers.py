@@ -31,6 +31,10 @@ ROWS = [
 ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 TORCH_FREE = {"units", "errors", "chips", "costs", "tape", "audit", "report", "cli"}
 MODULES = sorted(SOURCE.rglob("*.py"))
+MODULE_NAMES = {
+    ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in MODULES
+}
 CODE = sorted(
     path
     for folder in ("src", "tests", "bench", "examples")
@@ -50,8 +54,10 @@ def imported_names(tree: ast.AST) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            names.add(node.module or "")
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= full
+            if not full <= MODULE_NAMES:  # `from package import module` needs the module only
+                names.add(node.module or "")
     return names
 
 

@@ -1,0 +1,154 @@
+"""Compile the native core on first use, once, and keep it.
+
+The result is cached by everything that decides its content: torch, Python, compiler and sources.
+Several processes that start together build it once: the first holds a file lock, which the
+system lets go even when that process is killed, and the result appears by one rename.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from offramp.errors import OfframpError
+
+SOURCES = Path(__file__).with_name("native")
+MODULE = "_core"
+FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-w"]
+
+
+class BuildError(OfframpError):
+    """The native core cannot be compiled here; the message says what to install or what failed."""
+
+
+def cache_dir() -> Path:
+    """Where compiled cores lie: `OFFRAMP_CACHE`, or `offramp` in the user's cache folder."""
+    if chosen := os.environ.get("OFFRAMP_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "offramp"
+
+
+def compiler() -> str | None:
+    """The C++ compiler: `$CXX`, else the first of c++, g++ and clang++ on the path."""
+    candidates = [os.environ.get("CXX"), "c++", "g++", "clang++"]
+    return next((found for name in candidates if name and (found := shutil.which(name))), None)
+
+
+def ninja() -> str | None:
+    """The ninja on the path, or the one that the `ninja` package brings."""
+    if found := shutil.which("ninja"):
+        return found
+    if importlib.util.find_spec("ninja") is None:
+        return None
+    return shutil.which("ninja", path=_package_scripts())
+
+
+def load(announce: Callable[[str], None]) -> ModuleType:
+    """The native core, compiled first when this torch and these sources have none yet.
+
+    Args:
+        announce: told, in one line, before a compilation starts (it takes tens of seconds).
+
+    Raises:
+        BuildError: no compiler, no ninja, or the compiler failed.
+    """
+    library = library_path()
+    if not library.exists():
+        library.parent.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(library.parent.parent / "build.lock"):
+            if not library.exists():
+                _build(library, announce)
+    loader = importlib.machinery.ExtensionFileLoader(MODULE, str(library))
+    spec = importlib.util.spec_from_file_location(MODULE, library, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def library_path() -> Path:
+    """Where the core for this torch, Python, compiler and source text is, or will be."""
+    import torch
+
+    digest = hashlib.sha256()
+    for part in (torch.__version__, sys.implementation.cache_tag, platform.machine(), *FLAGS):
+        digest.update(str(part).encode())
+    digest.update((compiler() or "").encode())
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return cache_dir() / "core" / digest.hexdigest()[:16] / f"{MODULE}.so"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _build(library: Path, announce: Callable[[str], None]) -> None:
+    cxx, make = compiler(), ninja()
+    if cxx is None:
+        raise BuildError(
+            "the virtual chip needs a C++20 compiler and found none (looked for $CXX, c++, g++, "
+            "clang++); install one, for example `apt-get install g++`"
+        )
+    if make is None:
+        raise BuildError("the virtual chip needs ninja and found none; `pip install ninja`")
+    announce("compiling the virtual chip's native core (once for this torch, about half a minute)")
+    work = Path(tempfile.mkdtemp(prefix="build-", dir=library.parent.parent))
+    try:
+        (work / "build.ninja").write_text(_rules(cxx))
+        done = subprocess.run([make, "-C", str(work)], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
+            raise BuildError(f"{cxx} could not compile the virtual chip's native core:\n{tail}")
+        library.parent.mkdir(exist_ok=True)
+        os.replace(work / library.name, library)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _rules(cxx: str) -> str:
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    includes = [*include_paths(), sysconfig.get_paths()["include"]]
+    flags = [*FLAGS, f"-DTORCH_EXTENSION_NAME={MODULE}", *(f"-isystem {path}" for path in includes)]
+    links = [f"-L{path} -Wl,-rpath,{path}" for path in library_paths()]
+    lines = [
+        f"rule compile\n  command = {cxx} {' '.join(flags)} -c $in -o $out",
+        f"rule link\n  command = {cxx} -shared $in -o $out {' '.join(links)} "
+        "-ltorch_python -ltorch -ltorch_cpu -lc10",
+    ]
+    objects = []
+    # The slowest first, so that two cores finish together.
+    for source in sorted(SOURCES.glob("*.cpp"), key=lambda path: path.stem not in SLOWEST):
+        objects.append(f"{source.stem}.o")
+        lines.append(f"build {objects[-1]}: compile {_escaped(source)}")
+    lines.append(f"build {MODULE}.so: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
+
+
+SLOWEST = frozenset({"autocast", "bindings", "collectives", "ops", "views"})
+
+
+def _escaped(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def _package_scripts() -> str:
+    return os.pathsep.join([sysconfig.get_path("scripts"), str(Path(sys.executable).parent)])

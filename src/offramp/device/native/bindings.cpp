@@ -1,0 +1,124 @@
+// What Python may call. Tensors do not pass here: they go through PyTorch itself.
+#include <c10/core/DeviceType.h>
+#include <c10/core/StorageImpl.h>
+#include <c10/util/Exception.h>
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+
+#include "allocator.h"
+#include "chip.h"
+#include "operators.h"
+
+namespace py = pybind11;
+
+namespace offramp {
+namespace {
+
+void open(const std::string& name, const std::string& brand, const std::string& kind, int count,
+          uint64_t memory_bytes) {
+  TORCH_CHECK(!chip().is_open, "this process already plays ", chip().name);
+  TORCH_CHECK(count > 0 && count <= kMaxDevices, "a process plays 1 to ", kMaxDevices,
+              " chips, not ", count);
+  // Overriding PyTorch's composite kernels is meant here; it need not warn of it.
+  struct Silent final : c10::WarningHandler {
+    void process(const c10::Warning&) override {}
+  } silent;
+  const c10::WarningUtils::WarningHandlerGuard quiet(&silent);
+  chip() = {
+      name,  brand,        kind == "cuda" ? c10::DeviceType::CUDA : c10::DeviceType::PrivateUse1,
+      count, memory_bytes, true};
+  register_allocator();
+  register_guard();
+  register_hooks();
+  register_boxed(dense_key(), c10::DispatchKey::CPU);
+  register_boxed(sparse_key(), c10::DispatchKey::SparseCPU);
+  register_boxed(sparse_csr_key(), c10::DispatchKey::SparseCsrCPU);
+  register_own_operators();
+  register_autocast();
+}
+
+std::map<std::string, std::pair<int64_t, int64_t>> operator_counts() {
+  std::map<std::string, std::pair<int64_t, int64_t>> counts;
+  for (const auto* op : operators_met()) counts[op->name] = {op->calls, op->refusals};
+  return counts;
+}
+
+std::map<std::string, int64_t> formats_used() {
+  std::map<std::string, int64_t> counts;
+  for (int i = 0; i < static_cast<int>(c10::ScalarType::NumOptions); ++i) {
+    const int64_t count = format_counts()[static_cast<size_t>(i)];
+    if (count > 0) counts[c10::toString(static_cast<c10::ScalarType>(i))] = count;
+  }
+  return counts;
+}
+
+std::vector<std::string> scalar_types() {
+  std::vector<std::string> names;
+  for (int i = 0; i < static_cast<int>(c10::ScalarType::NumOptions); ++i) {
+    names.emplace_back(c10::toString(static_cast<c10::ScalarType>(i)));
+  }
+  return names;
+}
+
+// `address` is a StorageImpl, as `torch.UntypedStorage._cdata` gives it. Keeps what fits.
+void resize_storage(uintptr_t address, size_t bytes) {
+  auto* storage = reinterpret_cast<c10::StorageImpl*>(address);
+  TORCH_CHECK(storage->resizable(), "Trying to resize storage that is not resizable");
+  auto memory = allocate_on(storage->device().index(), bytes);
+  const size_t kept = std::min(bytes, storage->nbytes());
+  if (kept > 0) std::memcpy(memory.get(), storage->data(), kept);
+  storage->set_data_ptr_noswap(std::move(memory));
+  storage->set_nbytes(bytes);
+}
+
+py::list snapshot(int index) {
+  py::list blocks;
+  for (const Block& block : ledger(index).snapshot()) {
+    py::dict row;
+    row["address"] = reinterpret_cast<uintptr_t>(block.data);
+    row["size"] = block.size;
+    row["requested_size"] = block.requested;
+    row["stream"] = block.stream;
+    row["state"] = block.in_use ? "active_allocated" : "inactive";
+    row["segment_type"] = block.small ? "small" : "large";
+    row["segment_start"] = block.previous == nullptr;
+    row["origin"] = block.in_use ? block.origin : "";
+    blocks.append(row);
+  }
+  return blocks;
+}
+
+}  // namespace
+}  // namespace offramp
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  using namespace offramp;
+  m.def("open", &open);
+  m.def("refuse_formats", &refuse_formats);
+  m.def("declare_missing", &declare_missing);
+  m.def("operator_counts", &operator_counts);
+  m.def("formats_used", &formats_used);
+  m.def("in_forked_child", &in_forked_child);
+  m.def("set_device", &set_current_device);
+  m.def("current_device", &current_device);
+  m.def("capacity_bytes", [](int i) { return ledger(i).capacity_bytes(); });
+  m.def("set_memory_fraction", [](int i, double f) { ledger(i).set_fraction(f); });
+  m.def("empty_cache", [](int i) { ledger(i).empty_cache(); });
+  m.def("snapshot", &snapshot);
+  m.def("scalar_types", &scalar_types);
+  m.def("resize_storage", &resize_storage);
+  m.def("explain_out_of_memory_with", [](py::function explain) {
+    auto* kept = new py::function(std::move(explain));  // called until the process ends
+    explain_out_of_memory_with([kept](int index) {
+      const py::gil_scoped_acquire gil;
+      return (*kept)(index).cast<std::string>();
+    });
+  });
+}

@@ -1,0 +1,140 @@
+// Operators that PyTorch composes differently for an accelerator than for the CPU: attention,
+// and the fused cells of recurrent networks, which have kernels for accelerators only.
+#include <ATen/Context.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/_fused_sdp_choice.h>
+#include <ATen/ops/_scaled_dot_product_attention_math.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/sigmoid.h>
+#include <ATen/ops/tanh.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <limits>
+#include <optional>
+#include <tuple>
+
+#include "operators.h"
+
+namespace offramp {
+namespace {
+
+using at::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+enum Backend : int64_t { kMath = 0, kFlash = 1 };  // at::SDPBackend
+
+// One of CUDA's fused kernels would do, and the CPU has a fused one for these arguments.
+bool fused(const Tensor& query, const Tensor& key, const Tensor& value, const MaybeTensor& mask,
+           double dropout, bool causal, std::optional<double> scale, bool gqa) {
+  if (mask && mask->defined() && mask->requires_grad()) return false;
+  auto& context = at::globalContext();
+  const bool flash = context.userEnabledFlashSDP();
+  if (!flash && !context.userEnabledMemEfficientSDP() && !context.userEnabledCuDNNSDP())
+    return false;
+  if (!flash) context.setSDPUseFlash(true);
+  const auto choice = at::_fused_sdp_choice(query, key, value, mask, dropout, causal, scale, gqa);
+  if (!flash) context.setSDPUseFlash(false);
+  return choice == kFlash;
+}
+
+Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                 const MaybeTensor& mask, double dropout, bool causal, std::optional<double> scale,
+                 bool gqa) {
+  TORCH_CHECK(query.dim() >= 2 && key.dim() >= 2 && value.dim() >= 2,
+              "scaled_dot_product_attention: query, key and value must have at least 2 dimensions");
+  TORCH_CHECK(
+      query.dtype() == key.dtype() && query.dtype() == value.dtype(),
+      "Expected query, key, and value to have the same dtype, but got query.dtype: ", query.dtype(),
+      " key.dtype: ", key.dtype(), " and value.dtype: ", value.dtype(), " instead.");
+  if (fused(query, key, value, mask, dropout, causal, scale, gqa)) {
+    MaybeTensor bias = mask;
+    if (mask && mask->defined() && mask->scalar_type() == at::kBool) {
+      bias = at::zeros_like(*mask, query.options())
+                 .masked_fill_(mask->logical_not(), -std::numeric_limits<double>::infinity());
+    }
+    return std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout,
+                                                                       causal, bias, scale));
+  }
+  TORCH_CHECK(at::globalContext().userEnabledMathSDP(),
+              "No available kernel. Aborting execution. The attention backends that are enabled do "
+              "not take these arguments; enable SDPBackend.MATH as well.");
+  return std::get<0>(at::_scaled_dot_product_attention_math(query, key, value, mask, dropout,
+                                                            causal, std::nullopt, scale, gqa));
+}
+
+Tensor plus(const Tensor& sum, const MaybeTensor& bias) {
+  return bias && bias->defined() ? sum + *bias : sum;
+}
+
+// Long short-term memory, one step: gates i, f, g, o (Hochreiter and Schmidhuber 1997; the gate
+// order is that of torch.nn.LSTMCell). Shapes: gates [batch, 4 hidden], cell [batch, hidden].
+std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input_gates, const Tensor& hidden_gates,
+                                             const Tensor& cell, const MaybeTensor& input_bias,
+                                             const MaybeTensor& hidden_bias) {
+  const auto gates = plus(plus(input_gates + hidden_gates, input_bias), hidden_bias).chunk(4, 1);
+  const auto i = gates[0].sigmoid(), f = gates[1].sigmoid(), g = gates[2].tanh(),
+             o = gates[3].sigmoid();
+  const auto next = f * cell + i * g;
+  return {o * next.tanh(), next, at::cat({i, f, g, o}, 1)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> lstm_cell_backward(const MaybeTensor& grad_hidden,
+                                                      const MaybeTensor& grad_cell,
+                                                      const Tensor& cell, const Tensor& next,
+                                                      const Tensor& workspace, bool has_bias) {
+  const auto gates = workspace.chunk(4, 1);
+  const auto &i = gates[0], &f = gates[1], &g = gates[2], &o = gates[3];
+  const auto squashed = next.tanh();
+  const auto d_hidden = grad_hidden && grad_hidden->defined() ? *grad_hidden : at::zeros_like(next);
+  auto d_next = d_hidden * o * (1 - squashed * squashed);
+  if (grad_cell && grad_cell->defined()) d_next = d_next + *grad_cell;
+  auto d_gates = at::cat({d_next * g * i * (1 - i), d_next * cell * f * (1 - f),
+                          d_next * i * (1 - g * g), d_hidden * squashed * o * (1 - o)},
+                         1);
+  return {d_gates, d_next * f, has_bias ? d_gates.sum(0) : Tensor()};
+}
+
+// Gated recurrent unit, one step: gates r, z, n in the order of torch.nn.GRUCell. The workspace
+// [batch, 5 hidden] keeps r, z, n, the old state and the hidden part of n.
+std::tuple<Tensor, Tensor> gru_cell(const Tensor& input_gates, const Tensor& hidden_gates,
+                                    const Tensor& state, const MaybeTensor& input_bias,
+                                    const MaybeTensor& hidden_bias) {
+  const auto in = plus(input_gates, input_bias).chunk(3, 1);
+  const auto hidden = plus(hidden_gates, hidden_bias).chunk(3, 1);
+  const auto r = (in[0] + hidden[0]).sigmoid(), z = (in[1] + hidden[1]).sigmoid();
+  const auto n = (in[2] + r * hidden[2]).tanh();
+  return {n + z * (state - n), at::cat({r, z, n, state, hidden[2]}, 1)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tensor& grad,
+                                                                     const Tensor& workspace,
+                                                                     bool has_bias) {
+  const auto saved = workspace.chunk(5, 1);
+  const auto &r = saved[0], &z = saved[1], &n = saved[2], &state = saved[3], &hidden_n = saved[4];
+  const auto d_z = grad * (state - n) * z * (1 - z);
+  const auto d_n = grad * (1 - z) * (1 - n * n);
+  const auto d_r = d_n * hidden_n * r * (1 - r);
+  auto d_input = at::cat({d_r, d_z, d_n}, 1);
+  auto d_hidden = at::cat({d_r, d_z, d_n * r}, 1);
+  return {d_input, d_hidden, grad * z, has_bias ? d_input.sum(0) : Tensor(),
+          has_bias ? d_hidden.sum(0) : Tensor()};
+}
+
+}  // namespace
+
+void register_composed_operators(torch::Library& library) {
+  library.impl("_thnn_fused_lstm_cell", lstm_cell);
+  library.impl("_thnn_fused_lstm_cell_backward_impl", lstm_cell_backward);
+  library.impl("_thnn_fused_gru_cell", gru_cell);
+  library.impl("_thnn_fused_gru_cell_backward", gru_cell_backward);
+  library.impl("scaled_dot_product_attention", attention);
+  const auto autograd = c10::getAutogradKeyFromBackend(c10::toBackendComponent(dense_key()));
+  static torch::Library above(torch::Library::IMPL, "aten", autograd, __FILE__, __LINE__);
+  above.impl("scaled_dot_product_attention", attention);
+}
+
+}  // namespace offramp

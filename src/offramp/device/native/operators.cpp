@@ -1,0 +1,227 @@
+// Which operators the chip runs by the CPU's kernels, and what is known of each.
+#include "operators.h"
+
+#include <ATen/core/enum_tag.h>
+#include <torch/library.h>
+
+#include <mutex>
+#include <unordered_map>
+#include <unordered_set>
+
+namespace offramp {
+namespace {
+
+using Names = std::unordered_set<std::string>;
+
+// They move or view data and compute nothing, so a format without arithmetic may pass.
+const Names& movers() {
+  static const Names names{"aten::clone",
+                           "aten::cat",
+                           "aten::cat.out",
+                           "aten::stack",
+                           "aten::zero_",
+                           "aten::fill_.Scalar",
+                           "aten::index_select",
+                           "aten::gather",
+                           "aten::equal",
+                           "aten::masked_select",
+                           "aten::index.Tensor",
+                           "aten::_cat",
+                           "aten::split_with_sizes_copy",
+                           "aten::split_with_sizes_copy.out",
+                           "aten::flip",
+                           "aten::_chunk_cat",
+                           "aten::_chunk_cat.out",
+                           "aten::roll",
+                           "aten::constant_pad_nd",
+                           "aten::_foreach_copy_",
+                           "aten::_foreach_zero_",
+                           "aten::_foreach_clone",
+                           "aten::fill_.Tensor"};
+  return names;
+}
+
+// They take tensors of the CPU beside the chip's: indices, lengths, scalars kept on the host.
+const Names& mixers() {
+  static const Names names{"aten::index.Tensor",
+                           "aten::index.Tensor_out",
+                           "aten::index_put_",
+                           "aten::index_put",
+                           "aten::_index_put_impl_",
+                           "aten::_unsafe_index.Tensor",
+                           "aten::_unsafe_index_put",
+                           "aten::_pack_padded_sequence",
+                           "aten::_pack_padded_sequence_backward",
+                           "aten::_ctc_loss.Tensor",
+                           "aten::_ctc_loss_backward.Tensor",
+                           "aten::copy_",
+                           "aten::_foreach_copy_",
+                           "aten::_fused_adam_",
+                           "aten::_fused_adam_.tensor_lr",
+                           "aten::_fused_adamw_",
+                           "aten::_fused_adamw_.tensor_lr",
+                           "aten::_fused_adagrad_",
+                           "aten::_fused_adagrad_.tensor_lr",
+                           "aten::_fused_sgd_.tensor_lr",
+                           "aten::is_set_to",
+                           "aten::_segment_reduce_backward",
+                           "aten::segment_reduce"};
+  return names;
+}
+
+// Written by hand in ops.cpp, or composed of others on purpose.
+const Names& own() {
+  static const Names names{"aten::copy_",
+                           "aten::_to_copy",
+                           "aten::detach",
+                           "aten::alias",
+                           "aten::lift",
+                           "aten::lift_fresh",
+                           "aten::_lazy_clone",
+                           "aten::is_pinned",
+                           "aten::_pin_memory",
+                           "aten::pin_memory",
+                           "aten::record_stream",
+                           "aten::is_set_to",
+                           "aten::resize_",
+                           "aten::set_.source_Storage",
+                           "aten::set_.source_Storage_storage_offset",
+                           "aten::set_.source_Tensor",
+                           "aten::set_",
+                           "aten::empty.memory_format",
+                           "aten::empty_strided",
+                           "aten::as_strided",
+                           "aten::view",
+                           "aten::_reshape_alias",
+                           "aten::unfold",
+                           "aten::_local_scalar_dense",
+                           "aten::set_data",
+                           "aten::resize_as_",
+                           "aten::data",
+                           "aten::_fw_primal",
+                           "aten::_make_dual",
+                           "aten::rename_",
+                           "aten::_efficientzerotensor",
+                           "aten::_has_same_storage_numel",
+                           "aten::_copy_from",
+                           "aten::_copy_from_and_resize",
+                           "aten::_nested_view_from_buffer",
+                           "aten::requires_grad_",
+                           "aten::_nested_view_from_jagged"};
+  return names;
+}
+
+bool returns_view(const c10::FunctionSchema& schema) {
+  for (const auto& result : schema.returns()) {
+    if (result.alias_info() != nullptr && !result.alias_info()->isWrite()) return true;
+  }
+  return false;
+}
+
+bool takes_device(const c10::FunctionSchema& schema) {
+  for (const auto& argument : schema.arguments()) {
+    const auto& type = argument.type();
+    if (type->kind() == c10::TypeKind::DeviceObjType) return true;
+    if (type->str() == "Device?") return true;
+  }
+  return false;
+}
+
+struct Registry {
+  std::mutex mutex;
+  std::unordered_map<std::string, std::unique_ptr<Operator>> operators;
+  std::unordered_map<std::string, std::string> missing;
+};
+
+Registry& registry() {
+  static auto* instance = new Registry;  // kernels outlive static destruction
+  return *instance;
+}
+
+struct HostKernel final : c10::OperatorKernel {
+  HostKernel(Operator& op, c10::DispatchKey host_key) : op(op), host_key(host_key) {}
+  void operator()(const c10::OperatorHandle&, c10::DispatchKeySet, c10::Stack* stack) {
+    run_on_host(op, host_key, stack);
+  }
+  Operator& op;
+  c10::DispatchKey host_key;
+};
+
+bool wanted(const c10::OperatorHandle& handle, c10::DispatchKey host_key) {
+  const auto& schema = handle.schema();
+  const bool has_kernel = handle.hasKernelForDispatchKey(host_key);
+  if (host_key != c10::DispatchKey::CPU) return has_kernel;
+  if (own().count(c10::toString(handle.operator_name())) != 0 || returns_view(schema)) return false;
+  if (has_kernel) return true;
+  using Key = c10::DispatchKey;
+  return handle.hasKernelForDispatchKey(Key::CompositeExplicitAutograd) && !takes_device(schema);
+}
+
+}  // namespace
+
+Operator::Operator(const c10::OperatorHandle& handle)
+    : handle(handle), name(c10::toString(handle.operator_name())) {
+  const auto& arguments = handle.schema().arguments();
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    const auto* alias = arguments[i].alias_info();
+    writes.push_back(alias != nullptr && alias->isWrite());
+    const auto type = arguments[i].type()->str();
+    if (type == "Generator?" || type == "Generator") generator = static_cast<int>(i);
+  }
+  draws_unasked = generator < 0 && handle.hasTag(at::Tag::nondeterministic_seeded);
+  moves_only = movers().count(name) != 0;
+  mixes_devices = mixers().count(name) != 0;
+}
+
+Operator& operator_for(const c10::OperatorHandle& handle) {
+  auto& all = registry();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  auto& slot = all.operators[c10::toString(handle.operator_name())];
+  if (!slot) {
+    slot = std::make_unique<Operator>(handle);
+    const auto packet = handle.operator_name().name;
+    for (const auto& key : {slot->name, packet}) {
+      const auto found = all.missing.find(key);
+      if (found != all.missing.end()) slot->missing = found->second;
+    }
+  }
+  return *slot;
+}
+
+std::vector<Operator*> operators_met() {
+  auto& all = registry();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  std::vector<Operator*> met;
+  for (auto& [name, op] : all.operators) {
+    if (op->calls.load() + op->refusals.load() > 0) met.push_back(op.get());
+  }
+  return met;
+}
+
+void declare_missing(const std::string& op_name, const std::string& reason) {
+  auto& all = registry();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  all.missing[op_name] = reason;
+}
+
+void register_boxed(c10::DispatchKey key, c10::DispatchKey host_key) {
+  static std::vector<std::unique_ptr<torch::Library>> libraries;
+  auto& library = *libraries.emplace_back(
+      std::make_unique<torch::Library>(torch::Library::IMPL, "aten", key, __FILE__, __LINE__));
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const auto& name : dispatcher.getAllOpNames()) {
+    if (name.getNamespace() != std::optional<std::string_view>("aten")) continue;
+    const auto handle = dispatcher.findSchema(name);
+    if (!handle.has_value() || !wanted(*handle, host_key)) continue;
+    auto kernel = std::make_unique<HostKernel>(operator_for(*handle), host_key);
+    library.impl(c10::toString(name).substr(6).c_str(),
+                 torch::CppFunction::makeFromBoxedFunctor(std::move(kernel)));
+  }
+  auto& rest = *libraries.emplace_back(
+      std::make_unique<torch::Library>(torch::Library::IMPL, "_", key, __FILE__, __LINE__));
+  rest.fallback(host_key == c10::DispatchKey::CPU
+                    ? torch::CppFunction::makeFromBoxedFunction<&run_unregistered>()
+                    : torch::CppFunction::makeFromBoxedFunction<&run_unregistered_sparse>());
+}
+
+}  // namespace offramp

@@ -1,0 +1,66 @@
+// Running an operator of the chip by the CPU's kernel on the same memory.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <array>
+#include <atomic>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "chip.h"
+
+namespace torch {
+class Library;
+}
+
+namespace offramp {
+
+// What is known of one operator before it is called.
+struct Operator {
+  explicit Operator(const c10::OperatorHandle& handle);
+
+  c10::OperatorHandle handle;
+  std::string name;           // "aten::add.Tensor"
+  std::vector<bool> writes;   // per argument: does the operator change it?
+  int generator{-1};          // position of the Generator argument
+  bool draws_unasked{false};  // random, yet without a Generator argument
+  bool moves_only{false};     // moves data: allowed in every format
+  bool mixes_devices{false};  // takes CPU tensors beside the chip's
+  std::string missing;        // why this chip does not have it; empty when it does
+  std::atomic<int64_t> calls{0};
+  std::atomic<int64_t> refusals{0};
+};
+
+Operator& operator_for(const c10::OperatorHandle& handle);
+std::vector<Operator*> operators_met();
+
+// Calls `op` by the kernel of `host_key` (CPU, SparseCPU, ...) on the stack's arguments.
+void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack);
+// The same for operators that were defined later, such as a package's own.
+void run_unregistered(const c10::OperatorHandle& handle, c10::Stack* stack);
+void run_unregistered_sparse(const c10::OperatorHandle& handle, c10::Stack* stack);
+
+// Formats the chip lacks, as a mask over ScalarType, and the name in messages.
+void refuse_formats(uint64_t mask);
+void declare_missing(const std::string& op_name, const std::string& reason);
+// How often an operator's first tensor had each ScalarType.
+std::array<std::atomic<int64_t>, 64>& format_counts();
+
+// The same memory as a CPU tensor, dense or sparse.
+at::Tensor host_view(const at::Tensor& tensor);
+// After a kernel wrote `view`, gives `tensor` the view's sizes and, where it grew, its memory.
+void follow(const at::Tensor& tensor, const at::Tensor& view);
+// A tensor that a CPU kernel made, as one of chip `index`. No copy when the chip owns its memory.
+at::Tensor adopt(const at::Tensor& tensor, int index, const char* label);
+
+// Registers `run_on_host` for every operator that the CPU has and this chip needs.
+void register_boxed(c10::DispatchKey key, c10::DispatchKey host_key);
+// ops.cpp and composed.cpp: the operators written by hand.
+void register_own_operators();
+void register_composed_operators(torch::Library& library);
+
+}  // namespace offramp

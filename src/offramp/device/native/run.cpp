@@ -1,0 +1,187 @@
+// The boxed kernel: the chip's tensors go in as CPU views, what comes out becomes the chip's.
+#include <ATen/ops/_efficientzerotensor.h>
+#include <c10/util/SmallVector.h>
+
+#include <optional>
+
+#include "generator.h"
+#include "operators.h"
+
+namespace offramp {
+namespace {
+
+uint64_t refused_formats = 0;
+
+struct Written {
+  at::Tensor tensor;
+  at::Tensor view;
+};
+
+// One call's conversion of arguments.
+struct Call {
+  Operator& op;
+  int index{-1};            // the chip that the call runs on
+  bool host_tensor{false};  // a CPU tensor that is no scalar is among the arguments
+  size_t position{0};
+  c10::SmallVector<Written, 4> written;
+
+  at::Tensor to_host(const at::Tensor& tensor) {
+    if (!tensor.defined()) return tensor;
+    const auto where = tensor.device();
+    if (!is_chip(where)) {
+      if (where.is_cpu() && tensor.dim() > 0) host_tensor = true;
+      return tensor;
+    }
+    note_format(tensor.scalar_type());
+    if (index < 0) {
+      index = where.index();
+    } else if (index != where.index() && !op.mixes_devices) {
+      if (tensor.dim() > 0 || op.writes[position]) refuse_mix(where);
+    }
+    at::Tensor view = host_view(tensor);
+    if (op.writes[position]) written.push_back({tensor, view});
+    return view;
+  }
+
+  void note_format(c10::ScalarType type) const {
+    if (index < 0)
+      format_counts()[static_cast<size_t>(type)].fetch_add(1, std::memory_order_relaxed);
+    if ((refused_formats >> static_cast<int>(type) & 1) != 0 && !op.moves_only) refuse_format(type);
+  }
+
+  [[noreturn]] void refuse_format(c10::ScalarType type) const {
+    op.refusals += 1;
+    TORCH_CHECK_NOT_IMPLEMENTED(false, "\"", op.name, "\" not implemented for '",
+                                c10::toString(type), "': ", chip().name, " has no ",
+                                c10::toString(type),
+                                " arithmetic. Cast to a format that the chip "
+                                "has; `offramp chips show ",
+                                chip().name, "` lists them.");
+    __builtin_unreachable();
+  }
+
+  [[noreturn]] void refuse_mix(c10::Device other) const {
+    TORCH_CHECK(false,
+                "Expected all tensors to be on the same device, but found at least two "
+                "devices, ",
+                device(index < 0 ? 0 : index), " and ", other,
+                "! (when checking "
+                "argument for argument ",
+                op.handle.schema().arguments()[position].name(), " in ", op.name, ")");
+    __builtin_unreachable();
+  }
+
+  void convert(c10::IValue& value) {
+    if (value.isTensor()) {
+      const auto& tensor = value.toTensor();
+      if (tensor.defined()) value = to_host(tensor);
+    } else if (value.isTensorList()) {
+      auto tensors = value.toTensorVector();
+      for (auto& tensor : tensors) tensor = to_host(tensor);
+      value = c10::List<at::Tensor>(std::move(tensors));
+    } else if (value.isOptionalTensorList()) {
+      const auto tensors = value.toOptionalTensorList();
+      c10::List<std::optional<at::Tensor>> views;
+      views.reserve(tensors.size());
+      for (const std::optional<at::Tensor> tensor : tensors) {
+        views.push_back(tensor ? std::optional<at::Tensor>(to_host(*tensor)) : std::nullopt);
+      }
+      value = std::move(views);
+    } else if (value.isDevice() && is_chip(value.toDevice())) {
+      if (index < 0) {
+        index = value.toDevice().has_index() ? value.toDevice().index() : current_device();
+      }
+      value = c10::Device(c10::kCPU);
+    } else if (value.isStorage() && is_chip(value.toStorage().device())) {
+      TORCH_CHECK(false, op.name, " on a storage of ", chip().name, " is not supported");
+    }
+  }
+
+  at::Tensor from_host(const at::Tensor& tensor) const {
+    if (!tensor.defined()) return tensor;
+    for (const auto& pair : written) {
+      if (pair.view.is_same(tensor)) return pair.tensor;
+    }
+    return adopt(tensor, index, op.name.c_str());
+  }
+
+  void convert_back(c10::IValue& value) const {
+    if (value.isTensor()) {
+      value = from_host(value.toTensor());
+    } else if (value.isTensorList()) {
+      auto tensors = value.toTensorVector();
+      for (auto& tensor : tensors) tensor = from_host(tensor);
+      value = c10::List<at::Tensor>(std::move(tensors));
+    }
+  }
+};
+
+void draw_from_chip(Operator& op, c10::IValue& value, int index) {
+  value = host_generator(value.isNone() ? default_generator(index) : value.toGenerator());
+}
+
+}  // namespace
+
+void refuse_formats(uint64_t mask) { refused_formats = mask; }
+
+std::array<std::atomic<int64_t>, 64>& format_counts() {
+  static std::array<std::atomic<int64_t>, 64> counts{};
+  return counts;
+}
+
+void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
+  if (!op.missing.empty()) {
+    op.refusals += 1;
+    TORCH_CHECK_NOT_IMPLEMENTED(false, op.name, " does not exist on ", chip().name, ": ",
+                                op.missing);
+  }
+  op.calls.fetch_add(1, std::memory_order_relaxed);
+  const size_t begin = stack->size() - op.writes.size();
+  Call call{op};
+  for (; call.position < op.writes.size(); ++call.position) {
+    call.convert((*stack)[begin + call.position]);
+  }
+  if (call.index < 0) call.index = current_device();
+  if (call.host_tensor && !op.mixes_devices) {
+    for (call.position = 0; call.position < op.writes.size(); ++call.position) {
+      if ((*stack)[begin + call.position].isTensor()) break;
+    }
+    call.refuse_mix(c10::Device(c10::kCPU));
+  }
+  if (op.generator >= 0) {
+    draw_from_chip(op, (*stack)[begin + static_cast<size_t>(op.generator)], call.index);
+  }
+  {
+    std::optional<SeedScope> seeds;
+    if (op.draws_unasked) seeds.emplace(call.index);
+    const ChargeScope charge(call.index, op.name.c_str());
+    op.handle.redispatchBoxed(c10::DispatchKeySet(host_key), stack);
+  }
+  for (const auto& pair : call.written) follow(pair.tensor, pair.view);
+  const size_t results = op.handle.schema().returns().size();
+  for (size_t i = stack->size() - results; i < stack->size(); ++i) call.convert_back((*stack)[i]);
+}
+
+void run_unregistered(const c10::OperatorHandle& handle, c10::Stack* stack) {
+  Operator& op = operator_for(handle);
+  if (!handle.hasComputedKernelForDispatchKey(c10::DispatchKey::CPU)) {
+    op.refusals += 1;
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        false, "Could not run '", op.name, "' on ", chip().name, " (virtual): the operator has no ",
+        "CPU kernel to compute its values with. An operator that only CUDA has does not carry over "
+        "to other chips either; use one that PyTorch has for the CPU too.");
+  }
+  run_on_host(op, c10::DispatchKey::CPU, stack);
+}
+
+void run_unregistered_sparse(const c10::OperatorHandle& handle, c10::Stack* stack) {
+  Operator& op = operator_for(handle);
+  if (!handle.hasComputedKernelForDispatchKey(c10::DispatchKey::SparseCPU)) {
+    op.refusals += 1;
+    TORCH_CHECK_NOT_IMPLEMENTED(false, "Could not run '", op.name, "' on sparse tensors of ",
+                                chip().name, " (virtual): the CPU has no kernel for it either.");
+  }
+  run_on_host(op, c10::DispatchKey::SparseCPU, stack);
+}
+
+}  // namespace offramp

@@ -1,0 +1,157 @@
+"""Opening a virtual chip, and what can be asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from torch.utils import backend_registration
+
+import torch
+from offramp.chips import Chip
+from offramp.device import build, holdings, storage
+from offramp.errors import UsageError
+
+_opened: VirtualDevice | None = None
+
+
+def opened() -> VirtualDevice | None:
+    """The virtual chip that this process plays, if any."""
+    return _opened
+
+
+def open_device(
+    chip: Chip,
+    *,
+    count: int = 1,
+    memory_bytes: int | None = None,
+    announce: Callable[[str], None] = lambda line: None,
+) -> VirtualDevice:
+    """Make this process play `count` chips of one kind. Once per process; it cannot be closed.
+
+    Args:
+        chip: the catalogue's entry.
+        count: how many of them the process sees.
+        memory_bytes: memory of each; the chip's own when None.
+        announce: told, in one line, before something that takes long.
+
+    Raises:
+        UsageError: another chip is open already, or a number is out of range.
+        BuildError: the native core cannot be compiled.
+    """
+    global _opened
+    memory_bytes = chip.memory_bytes if memory_bytes is None else memory_bytes
+    if _opened is not None:
+        if (_opened.chip, _opened.count, _opened.memory_bytes) == (chip, count, memory_bytes):
+            return _opened
+        raise UsageError(
+            f"this process already plays {_opened.chip.name}; PyTorch keeps a device for the life "
+            f"of a process, so start another process for {chip.name}"
+        )
+    if not 1 <= count <= 64:
+        raise UsageError(f"a process plays 1 to 64 chips, not {count}")
+    core = build.load(announce)
+    kind = chip.presentation.device_type
+    for op_name, fact in chip.missing_ops.items():
+        core.declare_missing(_qualified(op_name), str(fact.value))
+    if kind != "cuda":
+        backend_registration.rename_privateuse1_backend(kind)
+    brand = "CUDA" if kind == "cuda" else kind.upper()
+    core.open(chip.name, brand, kind, count, memory_bytes)
+    core.refuse_formats(_format_mask(chip.absent_formats, core.scalar_types()))
+    core.explain_out_of_memory_with(lambda index: holdings.explain(kind, index))
+    storage.install(kind, core)
+    _opened = VirtualDevice(core, chip, count, memory_bytes)
+    return _opened
+
+
+class VirtualDevice:
+    """The chips that this process plays: sizes, memory figures, counters.
+
+    Streams, events and generators need nothing of their own: `torch.Stream`, `torch.Event` and
+    `torch.Generator` ask the native core through PyTorch's device-generic interfaces.
+    """
+
+    def __init__(self, core: ModuleType, chip: Chip, count: int, memory_bytes: int) -> None:
+        self._core = core
+        self.chip = chip
+        self.count = count
+        self.memory_bytes = memory_bytes
+        self.kind = chip.presentation.device_type
+
+    def device(self, index: int | None = None) -> torch.device:
+        """The `torch.device` of chip `index`, or of the current one."""
+        return torch.device(self.kind, self.current_device() if index is None else index)
+
+    def current_device(self) -> int:
+        return int(self._core.current_device())
+
+    def set_device(self, index: int) -> None:
+        self._core.set_device(index)
+
+    def in_forked_child(self) -> bool:
+        """Whether this process was forked after the chip was opened, as CUDA does not allow."""
+        return bool(self._core.in_forked_child())
+
+    def memory_stats(self, index: int) -> dict[str, Any]:
+        """Counters of the caching allocator, flat, under the names of CUDA's `memory_stats`."""
+        return dict(torch.accelerator.memory_stats(self.device(index)))
+
+    def mem_get_info(self, index: int) -> tuple[int, int]:
+        """Free and total bytes of one chip."""
+        total = int(self._core.capacity_bytes(index))
+        return total - self.memory_stats(index)["reserved_bytes.all.current"], total
+
+    def set_memory_fraction(self, fraction: float, index: int) -> None:
+        """Let this process use only `fraction` (0 to 1) of a chip's memory."""
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"Invalid fraction value: {fraction}. Allowed range: 0~1")
+        self._core.set_memory_fraction(index, fraction)
+
+    def empty_cache(self) -> None:
+        for index in range(self.count):
+            self._core.empty_cache(index)
+
+    def memory_snapshot(self, index: int) -> list[dict[str, Any]]:
+        """Every block of one chip's memory, in address order within its segment."""
+        return list(self._core.snapshot(index))
+
+    def operator_counts(self) -> Mapping[str, tuple[int, int]]:
+        """Operator name to (calls, refusals), for those met."""
+        counts: dict[str, tuple[int, int]] = self._core.operator_counts()
+        return counts
+
+    def formats_used(self) -> Mapping[str, int]:
+        """torch dtype name to the number of operators called on it."""
+        used: dict[str, int] = self._core.formats_used()
+        return {_dtype_name(name): count for name, count in used.items()}
+
+
+def _qualified(op_name: str) -> str:
+    return op_name if "::" in op_name else f"aten::{op_name}"
+
+
+# Where torch's spelling of a ScalarType is not simply its name in lower case.
+_SPELLING = {
+    "Byte": "uint8",
+    "Char": "int8",
+    "Short": "int16",
+    "Int": "int32",
+    "Long": "int64",
+    "Half": "float16",
+    "Float": "float32",
+    "Double": "float64",
+    "ComplexHalf": "complex32",
+    "ComplexFloat": "complex64",
+    "ComplexDouble": "complex128",
+}
+
+
+def _dtype_name(scalar_type: str) -> str:
+    return _SPELLING.get(scalar_type, scalar_type.lower())
+
+
+def _format_mask(names: frozenset[str], scalar_types: list[str]) -> int:
+    """One bit a ScalarType, in its own order, for the dtypes named."""
+    return sum(1 << i for i, name in enumerate(scalar_types) if _dtype_name(name) in names)
