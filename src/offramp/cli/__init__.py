@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import pkgutil
 import sys
 from types import ModuleType
 from typing import NoReturn
@@ -31,8 +30,8 @@ class Parser(argparse.ArgumentParser):
 
 def verbs() -> tuple[str, ...]:
     """The names of all verbs."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name for name in names if not name.startswith("_")))
+    files = os.listdir(os.path.dirname(__file__))
+    return tuple(sorted(f[:-3] for f in files if f.endswith(".py") and not f.startswith("_")))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
-
-if TYPE_CHECKING:
-    from offramp.launch.schema import Snapshot
+from typing import NoReturn
 
 CHIP_VARIABLE = "OFFRAMP_CHIP"
 MEMORY_VARIABLE = "OFFRAMP_MEMORY"
@@ -47,21 +44,22 @@ def autoload() -> None:
     try:
         from offramp.device import open_device
         from offramp.identity import install
-        from offramp.launch import record
+        from offramp.launch import counts, record
 
-        device = open_device(choice.chip, count=choice.count, memory_bytes=choice.memory_bytes)
-        installed = install(device)
-
-        def snapshot() -> Snapshot:
-            return record.joined(device.snapshot(), installed.snapshot())
-
-        record.write_at_exit(snapshot, chip=choice.chip.name)
+        device = open_device(
+            choice.chip, count=choice.count, memory_bytes=choice.memory_bytes, announce=_say
+        )
+        identity = install(device)
+        record.write_at_exit(lambda: counts.snapshot(device, identity), chip=choice.chip.name)
     except OfframpError as error:
-        _stop(f"{CHIP_VARIABLE}={chip}: {error}", 1)
+        _stop(f"{CHIP_VARIABLE}={chip}: {error}", 2 if isinstance(error, UsageError) else 1)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"offramp: {message}\n")
+    sys.stderr.flush()
 
 
 def _stop(message: str, status: int) -> NoReturn:
-    line = f"offramp: {message}"
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
-    raise StopImport(line, status)
+    _say(message)
+    raise StopImport(message, status)

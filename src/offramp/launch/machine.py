@@ -28,6 +28,7 @@ from offramp.launch.command import AUTOLOAD
 PROBE_TIMEOUT_S = 60.0
 COMPILER_TIMEOUT_S = 20.0
 SMALL_SHARED_MEMORY_BYTES = 256 * 2**20
+COMPILERS = ("c++", "g++", "clang++")
 ENTRY_POINTS = "torch.backends"
 _MARK = "offramp-doctor:"
 _ASK_TORCH = """
@@ -217,9 +218,10 @@ def _signs(env: Mapping[str, str]) -> str | None:
 
 
 def _compiler(env: Mapping[str, str]) -> Compiler | None:
-    """The compiler that torch's extension builder takes: CXX, or c++."""
-    command = env.get("CXX") or "c++"
-    program = shutil.which(command.split()[0], path=env.get("PATH"))
+    """The compiler that the core is built with: CXX, or the usual names on PATH."""
+    names = (env.get("CXX") or "", *COMPILERS)
+    programs = (shutil.which(name, path=env.get("PATH")) for name in names if name)
+    program = next(filter(None, programs), None)
     if program is None:
         return None
     version = _output([program, "--version"])
@@ -307,7 +309,8 @@ def _build_findings(machine: Machine, env: Mapping[str, str]) -> Iterator[Findin
     tools = (tool for tool in _INSTALLERS if shutil.which(tool, path=env.get("PATH")))
     installer = _INSTALLERS.get(next(tools, ""), "install GCC 11 or newer, with C++")
     if machine.compiler is None:
-        yield Finding(f"no C++ compiler ({env.get('CXX') or 'c++'} is not on PATH)", installer)
+        what = f"no C++ compiler (none of CXX, {', '.join(COMPILERS)} is on PATH)"
+        yield Finding(what, installer)
     elif not machine.compiler.cpp20:
         what = f"{machine.compiler.command} cannot compile C++20 ({machine.compiler.version})"
         yield Finding(what, f"{installer}, or set CXX to a newer compiler")

@@ -15,20 +15,32 @@ STAND_INS = """
 import os, sys, types
 from offramp.errors import OfframpError
 class Device:
-    def snapshot(self):
-        return {"ops": {"aten::mm": 1}, "refused": [{"name": "a", "reason": "r", "count": 1}]}
-class Installed:
-    def snapshot(self):
-        return {"names": [], "refused": [{"name": "b", "reason": "r", "count": 1}]}
-def open_device(chip, *, count, memory_bytes):
+    count, memory_bytes = 2, 8
+    class chip:
+        name = "x1"
+        unknown_formats = {"float64", "int4"}
+        missing_ops = {"aten::fft": types.SimpleNamespace(value="no FFT library")}
+    operator_counts = lambda self: {
+        "aten::mm": (7, 0), "aten::fft.out": (0, 2), "aten::add.Tensor": (4, 1)
+    }
+    formats_used = lambda self: {"float32": 9, "float64": 2}
+    memory_stats = lambda self, index: {
+        "allocated_bytes.all.peak": 5 + index,
+        "reserved_bytes.all.peak": 7,
+        "allocated_bytes.all.current": 1,
+    }
+class Identity:
+    record = lambda self: {"names": [], "refused": [{"name": "b", "reason": "r", "count": 1}]}
+def open_device(chip, *, count, memory_bytes, announce):
     if os.environ.get("REFUSE") == "explained":
         raise OfframpError("no C++ compiler; install g++")
     if os.environ.get("REFUSE") == "defect":
         raise KeyError("internal")
+    announce("compiling")
     print(chip.name, count, memory_bytes)
     return Device()
 sys.modules["offramp.device"] = types.SimpleNamespace(open_device=open_device)
-sys.modules["offramp.identity"] = types.SimpleNamespace(install=lambda device: Installed())
+sys.modules["offramp.identity"] = types.SimpleNamespace(install=lambda device: Identity())
 """
 CALL = "from offramp.launch.autoload import autoload\nautoload()\n"
 Start = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -60,12 +72,21 @@ def test_without_the_variable_nothing_is_imported(start: Start, env: dict[str, s
 def test_the_chip_is_opened_and_a_record_left(start: Start, tmp_path: Path) -> None:
     chip = {"OFFRAMP_CHIP": f"{BARE_CHIP}:3", "OFFRAMP_MEMORY": "2MiB"}
     result = start(STAND_INS + CALL, **chip, OFFRAMP_RUN_DIR=str(tmp_path))
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "offramp: compiling\n")
     assert result.stdout.split() == [BARE_CHIP, "3", str(2 * 2**20)]
     (record,) = records(tmp_path)
     assert record["chip"] == BARE_CHIP
-    assert record["ops"] == {"aten::mm": 1}
-    assert [row["name"] for row in record["refused"]] == ["a", "b"]
+    assert record["ops"] == {"aten::mm": 7, "aten::add.Tensor": 4}
+    assert record["dtypes"] == {"float32": 9, "float64": 2}
+    assert record["unknown_formats"] == ["float64"]
+    missing = {"op": "aten::fft.out", "reason": "no FFT library", "count": 2}
+    assert record["missing_ops"] == [missing]
+    assert record["refused"] == [
+        {"name": "aten::add.Tensor", "reason": "x1 has no such number format", "count": 1},
+        {"name": "b", "reason": "r", "count": 1},
+    ]
+    assert [row["peak_allocated_bytes"] for row in record["devices"]] == [5, 6]
+    assert {row["capacity_bytes"] for row in record["devices"]} == {8}
 
 
 @pytest.mark.parametrize(

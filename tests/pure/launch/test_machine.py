@@ -81,7 +81,9 @@ def test_text_and_json_agree(tmp_path: Path) -> None:
 def test_no_compiler(tmp_path: Path) -> None:
     document = examined(tmp_path, PATH="/nosuch")
     assert document["compiler"] is None
-    assert "no C++ compiler (c++ is not on PATH) -> install GCC" in whats(document)
+    assert "no C++ compiler (none of CXX, c++, g++, clang++ is on PATH) -> install GCC" in whats(
+        document
+    )
 
 
 def test_a_compiler_that_is_too_old(tmp_path: Path, write: Write) -> None:
@@ -136,7 +138,8 @@ def test_real_devices_and_what_is_behind_them(tmp_path: Path) -> None:
     assert (first["device"], second["device"]) == ("cuda:0", "cuda:1")
     assert first["memory_bytes"] == 98304 * 2**20
     assert first["behind"] == "zhenwu-810e"
-    assert "zhenwu-810e (the device's name starts with" in doctor(tmp_path).stdout
+    assert first["why"]
+    assert f"zhenwu-810e ({first['why']})" in doctor(tmp_path).stdout
 
 
 @pytest.mark.parametrize(
