@@ -1,11 +1,65 @@
-"""The hook that PyTorch calls at `import torch` (entry point group `torch.backends`)."""
+"""The hook that PyTorch calls at `import torch` (entry point group `torch.backends`).
+
+PyTorch turns any `Exception` of such a hook into a RuntimeError about switching hooks off, with
+our stack under it. What the user can mend ends the process instead: one line, as a command line
+tool would. What is a defect of ours stays an exception with its stack.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
+from typing import NoReturn
+
+CHIP_VARIABLE = "OFFRAMP_CHIP"
+MEMORY_VARIABLE = "OFFRAMP_MEMORY"
+
+
+class StopImport(SystemExit):
+    """Ends the process at `import torch`; the message is on stderr and, in notebooks, shown."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.code = status
 
 
 def autoload() -> None:
-    """Open the chip named by `OFFRAMP_CHIP`; do nothing, and import nothing, when it is unset."""
-    if not os.environ.get("OFFRAMP_CHIP"):
+    """Open the chip named by `OFFRAMP_CHIP`; do nothing, and import nothing, when it is unset.
+
+    Ends the process with status 2 when the variables cannot be meant, and with status 1 when the
+    chip cannot be opened on this machine.
+    """
+    chip = os.environ.get(CHIP_VARIABLE)
+    if not chip:
         return
+    from offramp.errors import OfframpError, UsageError
+    from offramp.launch.choice import choose
+
+    memory = os.environ.get(MEMORY_VARIABLE)
+    try:
+        choice = choose(chip, memory)
+    except UsageError as error:
+        given = f"{CHIP_VARIABLE}={chip}" + (f" {MEMORY_VARIABLE}={memory}" if memory else "")
+        _stop(f"{given}: {error}", 2)
+    try:
+        from offramp.device import open_device
+        from offramp.identity import install
+        from offramp.launch import counts, record
+
+        device = open_device(
+            choice.chip, count=choice.count, memory_bytes=choice.memory_bytes, announce=_say
+        )
+        identity = install(device)
+        record.write_at_exit(lambda: counts.snapshot(device, identity), chip=choice.chip.name)
+    except OfframpError as error:
+        _stop(f"{CHIP_VARIABLE}={chip}: {error}", 2 if isinstance(error, UsageError) else 1)
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"offramp: {message}\n")
+    sys.stderr.flush()
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    _say(message)
+    raise StopImport(message, status)

@@ -1,0 +1,60 @@
+"""What one process's device and identity have counted, in the form of a record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+from offramp.launch.record import joined
+from offramp.launch.schema import DeviceRow, MissingOpRow, RefusedRow, Snapshot
+
+if TYPE_CHECKING:
+    from offramp.chips import Fact
+    from offramp.device import VirtualDevice
+    from offramp.identity import Identity
+
+
+def snapshot(device: VirtualDevice, identity: Identity) -> Snapshot:
+    """Everything counted so far; cheap, and safe to call from another thread."""
+    return joined(_of_device(device), cast(Snapshot, identity.record()))
+
+
+def _of_device(device: VirtualDevice) -> Snapshot:
+    counts = device.operator_counts()
+    formats = dict(device.formats_used())
+    missing: list[MissingOpRow] = []
+    refused: list[RefusedRow] = []
+    for op, (_, refusals) in counts.items():
+        if not refusals:
+            continue
+        reason = _lacking(op, device.chip.missing_ops)
+        if reason is not None:
+            missing.append({"op": op, "reason": reason, "count": refusals})
+        else:
+            why = f"{device.chip.name} has no such number format"
+            refused.append({"name": op, "reason": why, "count": refusals})
+    return {
+        "devices": [_memory(device, index) for index in range(device.count)],
+        "ops": {op: calls for op, (calls, _) in counts.items() if calls},
+        "dtypes": formats,
+        "missing_ops": missing,
+        "refused": refused,
+        "unknown_formats": sorted(device.chip.unknown_formats & formats.keys()),
+    }
+
+
+def _lacking(op: str, missing_ops: Mapping[str, Fact]) -> str | None:
+    """Why the chip lacks `op`: a chip file may name an op or only one overload of it."""
+    fact = missing_ops.get(op) or missing_ops.get(op.partition(".")[0])
+    return str(fact.value) if fact is not None else None
+
+
+def _memory(device: VirtualDevice, index: int) -> DeviceRow:
+    stats = device.memory_stats(index)
+    return {
+        "index": index,
+        "capacity_bytes": device.memory_bytes,
+        "peak_allocated_bytes": stats["allocated_bytes.all.peak"],
+        "peak_reserved_bytes": stats["reserved_bytes.all.peak"],
+        "allocated_bytes": stats["allocated_bytes.all.current"],
+    }
