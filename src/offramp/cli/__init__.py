@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-"""The command line."""
-=======
 """The command line: `offramp VERB ...`. Each verb is one file of this folder.
 
 A verb file offers HELP (one line), configure(parser) and execute(arguments) -> exit status, and
@@ -93,4 +90,3 @@ def _parser(names: tuple[str, ...]) -> Parser:
         module.configure(one)
         one.set_defaults(verb=module)
     return parser
->>>>>>> launch

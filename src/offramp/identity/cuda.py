@@ -62,7 +62,7 @@ def _install_streams(runtime: Runtime, patches: Patches) -> None:
     importlib.reload(module)
     for name in names:
         patches.set(torch.cuda, name, getattr(module, name))
-        patches.on_undo(lambda name=name: setattr(module, name, before[name]))
+    patches.on_undo(lambda: vars(module).update(before))
 
 
 def _install_module(runtime: Runtime, counts: Tally, patches: Patches) -> None:

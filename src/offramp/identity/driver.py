@@ -40,7 +40,7 @@ class Driver:
     def init(self) -> None:
         self._runtime.set_visible(visible_count(self._runtime.chip, self._runtime.count))
         generators = [self._runtime.default_generator(i) for i in range(self._runtime.count)]
-        torch.cuda.default_generators = tuple(generators)
+        setattr(torch.cuda, "default_generators", tuple(generators))  # noqa: B010
 
     def isInBadFork(self) -> bool:  # noqa: N802 -- PyTorch's spelling, here and below
         return self._runtime.in_forked_child()
@@ -65,7 +65,7 @@ class Driver:
     maybeExchangeDevice = exchangeDevice  # noqa: N815
 
     def hasPrimaryContext(self, index: int) -> bool:  # noqa: N802
-        return torch.cuda.is_initialized()
+        return bool(torch.cuda.is_initialized())
 
     def canDeviceAccessPeer(self, index: int, peer: int) -> bool:  # noqa: N802
         return index != peer

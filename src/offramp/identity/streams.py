@@ -11,6 +11,8 @@ import torch
 class StreamBase(torch.Stream):
     """What `torch._C._CudaStreamBase` is in a CUDA build."""
 
+    _priority: int
+
     def __new__(
         cls,
         priority: int = 0,
