@@ -62,7 +62,8 @@ class Driver:
         self._runtime.set_device(index)
         return before
 
-    maybeExchangeDevice = exchangeDevice  # noqa: N815
+    def maybeExchangeDevice(self, index: int) -> int:  # noqa: N802
+        return self.exchangeDevice(index)
 
     def hasPrimaryContext(self, index: int) -> bool:  # noqa: N802
         return bool(torch.cuda.is_initialized())
