@@ -166,7 +166,14 @@ def test_a_run_without_work_says_so() -> None:
 
 @pytest.mark.parametrize(
     ("part", "whole", "shown"),
-    [(1, 3, "33 %"), (1, 100, "1.0 %"), (1, 10**6, "0.1 %"), (0, 5, "0 %"), (5, 5, "100 %")],
+    [
+        (1, 3, "33 %"),
+        (1, 100, "1.0 %"),
+        (1, 10**6, "<0.1 %"),
+        (1, 1000, "0.1 %"),
+        (0, 5, "0 %"),
+        (5, 5, "100 %"),
+    ],
 )
 def test_percentages(part: int, whole: int, shown: str) -> None:
     assert text._percent(part, whole) == shown
