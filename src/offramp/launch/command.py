@@ -1,7 +1,7 @@
 """Finds out, before anything starts, what a command will run, and whether it can meet the chip.
 
-Only a Python that has offramp installed meets the chip. The rule for `python`, `torchrun` and
-everything else that is looked up on PATH: when the Python found there has no offramp, PATH is led
+Only a Python that has offramp and torch meets the chip. The rule for `python`, `torchrun` and
+everything else that is looked up on PATH: when the Python found there lacks either, PATH is led
 by the folder of offramp's own interpreter, as if its environment had been activated; but another
 environment that the user did activate is never replaced silently, it is refused.
 """
@@ -22,6 +22,10 @@ from offramp.errors import UsageError, nearest
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
 PROBE_TIMEOUT_S = 20
 _PYTHON = re.compile(r"python(\d+(\.\d+)?)?")
+_ASK = (
+    "from importlib.util import find_spec\n"
+    "print(*(name for name in ('offramp', 'torch') if not find_spec(name)), sep=' and ')"
+)
 _LAUNCHERS = {"torchrun", "accelerate", "deepspeed"}
 _LAUNCHER_MODULES = {"torch.distributed.run", "torch.distributed.launch", "accelerate.commands"}
 # Python's short options: flags may stand together, the last of them may take a value.
@@ -54,24 +58,27 @@ def prepare(command: Sequence[str], env: Mapping[str, str]) -> Prepared:
     return Prepared((program, *command[1:]), env, note)
 
 
-def has_offramp(python: str, env: Mapping[str, str]) -> bool:
-    """Whether the interpreter `python` can import offramp; starts it unless it is our own."""
+def lacks(python: str, env: Mapping[str, str]) -> str:
+    """What the interpreter `python` needs to meet a chip and has not; empty when it has all.
+
+    Our own has all; any other is started and asked, which takes some hundredths of a second.
+    """
     same_folder = os.path.dirname(python) == os.path.dirname(sys.executable)
     if same_folder and os.path.realpath(python) == os.path.realpath(sys.executable):
-        return True
-    code = "import importlib.util as u, sys; sys.exit(u.find_spec('offramp') is None)"
+        return ""
     try:
         done = subprocess.run(
-            [python, "-c", code],
+            [python, "-c", _ASK],
             env=env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
+            text=True,
             timeout=PROBE_TIMEOUT_S,
-            check=False,
+            check=True,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+    except (OSError, subprocess.SubprocessError):
+        return "offramp"
+    return done.stdout.strip()
 
 
 def _with_own_python(name: str, env: Mapping[str, str]) -> tuple[Mapping[str, str], str | None]:
@@ -83,17 +90,18 @@ def _with_own_python(name: str, env: Mapping[str, str]) -> tuple[Mapping[str, st
     led = {**env, "PATH": f"{own}{os.pathsep}{path}"}
     wanted = (name,) if _PYTHON.fullmatch(name) else ("python", "python3")
     found = next(filter(None, (shutil.which(python, path=path) for python in wanted)), None)
-    if found is not None and has_offramp(found, env):
+    lack = lacks(found, env) if found is not None else "python"
+    if not lack:
         # A tool of our environment, such as torchrun, where only its Python is on PATH.
         return (env if shutil.which(name, path=path) else led), None
     active = _active_environment(found, env)
     if active:
         if not _PYTHON.fullmatch(name):
             return env, None  # the command may have nothing to do with this Python
-        raise UsageError(_no_offramp(str(found), f"the active environment {active}"))
+        raise UsageError(_cannot_meet(str(found), lack, f"the active environment {active}"))
     if found is None and not _PYTHON.fullmatch(name):
         return led, None
-    there = f"{found} has no offramp" if found else "there is none on PATH"
+    there = f"{found} has no {lack}" if found else "there is none on PATH"
     return led, f"python is {own}/python ({there})"
 
 
@@ -105,9 +113,8 @@ def _active_environment(python: str | None, env: Mapping[str, str]) -> str | Non
     return None
 
 
-def _no_offramp(python: str, what: str = "") -> str:
-    owner = what or python
-    return f"{owner} has no offramp; install it there ({python} -m pip install offramp)"
+def _cannot_meet(python: str, lack: str, owner: str) -> str:
+    return f"{owner} has no {lack}; install it there: {python} -m pip install offramp"
 
 
 def _find(name: str, env: Mapping[str, str]) -> str:
@@ -132,9 +139,11 @@ def _own_programs() -> set[str]:
 def _check_python(name: str, program: str, env: Mapping[str, str]) -> None:
     """Refuse a Python, or a script of one such as torchrun, that cannot meet the chip."""
     python = program if _PYTHON.fullmatch(os.path.basename(program)) else _interpreter(program)
-    if python is None or not os.path.isfile(python) or has_offramp(python, env):
+    if python is None or not os.path.isfile(python):
         return
-    raise UsageError(f"cannot run {name!r}: {_no_offramp(python)}")
+    lack = lacks(python, env)
+    if lack:
+        raise UsageError(f"cannot run {name!r}: {_cannot_meet(python, lack, python)}")
 
 
 def _interpreter(program: str) -> str | None:

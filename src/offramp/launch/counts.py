@@ -34,7 +34,8 @@ def _of_device(device: VirtualDevice) -> Snapshot:
             why = f"{device.chip.name} has no such number format"
             refused.append({"name": op, "reason": why, "count": refusals})
     return {
-        "devices": [_memory(device, index) for index in range(device.count)],
+        # A process that never used a chip, such as torchrun's agent, has none to tell of.
+        "devices": [_memory(device, index) for index in range(device.count if counts else 0)],
         "ops": {op: calls for op, (calls, _) in counts.items() if calls},
         "dtypes": formats,
         "missing_ops": missing,

@@ -181,4 +181,7 @@ def _times(count: int) -> str:
 
 def _percent(part: int, whole: int) -> str:
     share = 100 * part / whole
-    return f"{share:.0f} %" if share >= 9.95 or share == 0 else f"{max(share, 0.1):.1f} %"
+    if 0 < share < 0.1:
+        return "<0.1 %"
+    whole_number = share == 0 or 9.95 <= share < 99 or share == 100
+    return f"{share:.0f} %" if whole_number else f"{share:.1f} %"

@@ -11,7 +11,7 @@ import pytest
 from launching import environment
 
 from offramp.errors import UsageError
-from offramp.launch.command import has_offramp, prepare, script_of
+from offramp.launch.command import lacks, prepare, script_of
 
 OWN = os.path.dirname(sys.executable)
 
@@ -65,10 +65,19 @@ def path_of(*folders: Path | str) -> dict[str, str]:
     return {k: v for k, v in env.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
 
 
-def test_only_pythons_with_offramp_pass(foreign: Path) -> None:
-    assert has_offramp(sys.executable, environment())
-    assert not has_offramp(str(foreign / "python"), environment())
-    assert not has_offramp("/nosuch/python", environment())
+def test_what_a_python_lacks(foreign: Path) -> None:
+    bare = {**environment(), "PYTHONPATH": ""}
+    assert lacks(sys.executable, bare) == ""
+    assert lacks(str(foreign / "python"), environment()) == "offramp and torch"
+    assert lacks("/nosuch/python", environment()) == "offramp"
+
+
+def test_a_python_without_torch_cannot_meet_a_chip(tmp_path: Path) -> None:
+    text = f'#!/bin/sh\nexec {sys.executable} -S "$@"\n'
+    python = program(tmp_path / "python", text)
+    assert lacks(str(python), environment()) == "torch"
+    note = prepare(["python"], path_of(tmp_path, "/usr/bin")).note
+    assert note == f"python is {OWN}/python ({python} has no torch)"
 
 
 def test_an_activated_environment_with_offramp_is_left_alone() -> None:
@@ -82,7 +91,7 @@ def test_a_python_without_offramp_on_path_gives_way_to_our_own(foreign: Path) ->
     prepared = prepare(["python", "-V"], path_of(foreign, "/usr/bin"))
     assert prepared.command[0] == f"{OWN}/python"
     assert prepared.env["PATH"].split(os.pathsep)[:2] == [OWN, str(foreign)]
-    assert prepared.note == f"python is {OWN}/python ({foreign}/python has no offramp)"
+    assert prepared.note == f"python is {OWN}/python ({foreign}/python has no offramp and torch)"
 
 
 def test_our_own_python_is_used_where_path_has_none(tmp_path: Path) -> None:
@@ -109,7 +118,7 @@ def test_a_foreign_python_by_its_path_is_refused(foreign: Path) -> None:
 
 def test_a_tool_of_a_foreign_python_is_refused(foreign: Path, tmp_path: Path) -> None:
     tool = program(tmp_path / "torchrun", f"#!{foreign}/python\n")
-    with pytest.raises(UsageError, match=f"{foreign}/python has no offramp"):
+    with pytest.raises(UsageError, match=f"{foreign}/python has no offramp and torch"):
         prepare([str(tool)], path_of(OWN))
 
 

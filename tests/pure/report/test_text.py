@@ -76,7 +76,7 @@ offramp run: python train.py --name 'two words'
   chip     x1 (Maker X1), virtual chip with 8.00 GiB
   ended    exit status 0 after 1 min 23 s; 1 process
   ops      1,300 of 4 kinds: mm 1,000, add 250, mul 30 and 1 more
-  formats  float32 99 %, int64 1.0 %
+  formats  float32 99.0 %, int64 1.0 %
   memory   cuda:0: 2.00 GiB of 8.00 GiB allocated at peak (25 %), 3.00 GiB reserved
   names    3 CUDA names, used 51 times: 2 same, 1 emulated
            most used: torch.cuda.synchronize 40, torch.Tensor.cuda 9, torch.cuda.is_available 2
@@ -166,7 +166,15 @@ def test_a_run_without_work_says_so() -> None:
 
 @pytest.mark.parametrize(
     ("part", "whole", "shown"),
-    [(1, 3, "33 %"), (1, 100, "1.0 %"), (1, 10**6, "0.1 %"), (0, 5, "0 %"), (5, 5, "100 %")],
+    [
+        (1, 3, "33 %"),
+        (1, 100, "1.0 %"),
+        (1, 10**6, "<0.1 %"),
+        (1, 1000, "0.1 %"),
+        (0, 5, "0 %"),
+        (5, 5, "100 %"),
+        (999, 1000, "99.9 %"),
+    ],
 )
 def test_percentages(part: int, whole: int, shown: str) -> None:
     assert text._percent(part, whole) == shown
