@@ -13,6 +13,8 @@ from offramp.chips import Chip
 from offramp.device import build, holdings, storage
 from offramp.errors import UsageError
 
+# Names that PyTorch keeps for its own devices, beside `cuda`.
+_IN_TREE = frozenset({"cpu", "hip", "mps", "xpu", "mtia", "hpu", "xla", "meta"})
 _opened: VirtualDevice | None = None
 
 
@@ -48,6 +50,12 @@ def open_device(
         raise UsageError(
             f"this process already plays {_opened.chip.name}; PyTorch keeps a device for the life "
             f"of a process, so start another process for {chip.name}"
+        )
+    if chip.presentation.device_type in _IN_TREE:
+        raise UsageError(
+            f"{chip.name} presents itself as `{chip.presentation.device_type}`, a device that "
+            "PyTorch has built in and that offramp cannot play; it can play chips that present "
+            "themselves as `cuda` or under a name of their maker's own"
         )
     if not 1 <= count <= 64:
         raise UsageError(f"a process plays 1 to 64 chips, not {count}")

@@ -139,6 +139,7 @@ def _cudart(runtime: Runtime) -> types.SimpleNamespace:
 def _install_backends(runtime: Runtime, counts: Tally, patches: Patches) -> None:
     """`torch.backends`: cuDNN is absent, and says so without a warning about the build."""
     patches.set(torch.backends.cudnn, "is_acceptable", lambda tensor: False)
+    patches.set(torch.cuda.CUDAPluggableAllocator, "__init__", torch._C._cuda_customAllocator)
     nothing: Callable[..., None] = lambda *args, **kwargs: None  # noqa: E731
     names = ("mark", "range_push", "range_pop", "range_start", "range_end")
     for name in names:

@@ -208,6 +208,7 @@ def _constants(chip: Chip) -> dict[str, Any]:
         "_cuda_isHistoryEnabled": lambda: False,
         "_cuda_get_cudnn_benchmark_limit": lambda: 10,
         "_cuda_getMemoryMetadata": lambda: "",
+        "_cuda_CUDAAllocator_AllocatorState": object,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from offramp.identity import cuda
+from offramp.identity import compilers, cuda, packages
 from offramp.identity.patches import Patches
 from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally
@@ -18,7 +18,8 @@ class Identity:
         self.counts = Tally()
         self._patches = Patches()
         try:
-            cuda.install(runtime, self.counts, self._patches)
+            for part in (cuda, compilers, packages):
+                part.install(runtime, self.counts, self._patches)
         except BaseException:
             self._patches.undo()
             raise

@@ -42,15 +42,10 @@ def autoload() -> None:
         given = f"{CHIP_VARIABLE}={chip}" + (f" {MEMORY_VARIABLE}={memory}" if memory else "")
         _stop(f"{given}: {error}", 2)
     try:
-        from offramp.device import open_device
-        from offramp.identity import install
-        from offramp.launch import counts, record
+        from offramp.launch import record
+        from offramp.launch.session import Session
 
-        device = open_device(
-            choice.chip, count=choice.count, memory_bytes=choice.memory_bytes, announce=_say
-        )
-        identity = install(device)
-        record.write_at_exit(lambda: counts.snapshot(device, identity), chip=choice.chip.name)
+        record.write_at_exit(Session(choice, _say).counts, chip=choice.chip.name)
     except OfframpError as error:
         _stop(f"{CHIP_VARIABLE}={chip}: {error}", 2 if isinstance(error, UsageError) else 1)
 

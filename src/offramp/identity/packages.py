@@ -1,0 +1,173 @@
+"""Imports that cannot work on the chip, explained; and the one that offramp stands in for.
+
+A finder at the head of `sys.meta_path` answers an `import` of a package of CUDA kernels with a
+reason. A look-up that only asks whether a package is there (`importlib.util.find_spec`) gets the
+plain "no", so that libraries choose another way.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+import tomllib
+import types
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from offramp.errors import MissingPackageError, RefusedError
+from offramp.identity import nvml
+from offramp.identity.patches import Patches
+from offramp.identity.runtime import Runtime
+from offramp.identity.tally import Tally
+
+_EXTENSIONS = "torch.utils.cpp_extension"
+
+
+@cache
+def refused() -> Mapping[str, Mapping[str, str]]:
+    """Package name to `why` and `instead`, from `packages.toml`."""
+    text = resources.files("offramp.identity").joinpath("packages.toml").read_text()
+    return tomllib.loads(text)
+
+
+def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
+    """Put the finder in place."""
+    finder = _Finder(runtime, counts, patches)
+    for name in [n for n in sys.modules if n.split(".")[0] in refused()]:
+        patches.item(sys.modules, name, None)  # imported before: later imports get the reason
+    sys.meta_path.insert(0, finder)
+    patches.on_undo(lambda: sys.meta_path.remove(finder))
+    _notice_nvidia_smi(runtime, counts, patches)
+    if _EXTENSIONS in sys.modules:
+        finder.after_extensions(sys.modules[_EXTENSIONS])
+
+
+def _notice_nvidia_smi(runtime: Runtime, counts: Tally, patches: Patches) -> None:
+    """Count programs that start `nvidia-smi`: on other makers' machines there is none."""
+    smi = runtime.chip.presentation.smi
+    why = f"a machine of {runtime.chip.name} has {smi or 'no such tool'}, not nvidia-smi"
+    watching = True  # an audit hook stays for the life of the process
+
+    def notice(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event == "subprocess.Popen" and smi != "nvidia-smi":
+            words = [str(arguments[0]), *map(str, arguments[1] or ())][:2]
+            if any("nvidia-smi" in word for word in words):
+                counts.refused("nvidia-smi", why)
+
+    def stop() -> None:
+        nonlocal watching
+        watching = False
+
+    sys.addaudithook(notice)
+    patches.on_undo(stop)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, runtime: Runtime, counts: Tally, patches: Patches) -> None:
+        self._runtime = runtime
+        self._counts = counts
+        self._patches = patches
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if name == "pynvml":
+            loader = _Made(lambda: nvml.module(self._runtime, self._counts))
+            return importlib.machinery.ModuleSpec(name, loader)
+        if name == _EXTENSIONS:
+            return _wrapped(name, path, self.after_extensions)
+        if name in refused():
+            if not _is_import_statement():
+                return None
+            self._explain(name)
+        return None
+
+    def _explain(self, name: str) -> None:
+        entry = refused()[name]
+        chip = self._runtime.chip
+        self._counts.refused(f"import {name}", entry["why"])
+        raise MissingPackageError(
+            f"{name} cannot be used on {chip.name} (it was imported on a device that offramp "
+            f"provides): {entry['why']}. Use instead: {entry['instead']}.",
+            name=name,
+        )
+
+    def after_extensions(self, module: types.ModuleType) -> None:
+        """CUDA sources cannot be compiled for the chip; C++ ones can."""
+        why = "CUDA sources need the chip maker's own compiler, and there is no CUDA toolkit here"
+        counts = self._counts
+
+        def refuse(name: str) -> None:
+            counts.refused(name, why)
+            raise RefusedError(
+                f"{name}: {why}. Use C++ sources, or the operation in plain PyTorch; on a real "
+                "chip, rebuild the extension with the maker's SDK."
+            )
+
+        def guard(name: str, asks_cuda: Callable[[tuple[Any, ...], dict[str, Any]], bool]) -> None:
+            original = getattr(module, name)
+
+            def build(*args: Any, **kwargs: Any) -> Any:
+                if asks_cuda(args, kwargs):
+                    refuse(f"{_EXTENSIONS}.{name}")
+                return original(*args, **kwargs)
+
+            self._patches.set(module, name, build)
+
+        guard("CUDAExtension", lambda args, kwargs: True)
+        guard("load", lambda args, kwargs: _has_cuda_source(args, kwargs))
+        guard("load_inline", lambda args, kwargs: bool(kwargs.get("cuda_sources")))
+
+
+def _has_cuda_source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    sources = kwargs.get("sources", args[1] if len(args) > 1 else ())
+    listed = [sources] if isinstance(sources, str) else sources
+    return bool(kwargs.get("with_cuda")) or any(str(s).endswith((".cu", ".cuh")) for s in listed)
+
+
+class _Made(importlib.abc.Loader):
+    """Loads a module that is made rather than found."""
+
+    def __init__(self, make: Callable[[], types.ModuleType]) -> None:
+        self._make = make
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return self._make()
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        pass
+
+
+def _wrapped(
+    name: str, path: Sequence[str] | None, then: Callable[[types.ModuleType], None]
+) -> importlib.machinery.ModuleSpec | None:
+    """The module's own spec, whose loader calls `then` when the module has been executed."""
+    spec = importlib.machinery.PathFinder.find_spec(name, path)
+    if spec is None or spec.loader is None:
+        return spec
+    loader: Any = spec.loader
+    execute = loader.exec_module
+
+    def exec_module(module: types.ModuleType) -> None:
+        execute(module)
+        then(module)
+
+    loader.exec_module = exec_module
+    return spec
+
+
+def _is_import_statement() -> bool:
+    """Whether the finder was called by an import, not by `importlib.util.find_spec`."""
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_name == "_find_and_load_unlocked":
+            return True
+        if frame.f_code.co_filename.endswith("importlib/util.py"):
+            return False
+        if not frame.f_code.co_filename.startswith("<frozen importlib"):
+            return False
+        frame = frame.f_back
+    return False
