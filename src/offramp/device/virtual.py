@@ -107,13 +107,14 @@ class VirtualDevice:
         return float(self._core.elapsed_ms(start, end))
 
     def memory_stats(self, index: int) -> dict[str, Any]:
-        """Counters of the caching allocator, flat, under the names of CUDA's `memory_stats`."""
-        return dict(torch.accelerator.memory_stats(self.device(index)))
+        """Counters of the caching allocator, nested as in `memory_stats_as_nested_dict`."""
+        stats: dict[str, Any] = torch._C._accelerator_getDeviceStats(index)
+        return stats
 
     def mem_get_info(self, index: int) -> tuple[int, int]:
         """Free and total bytes of one chip."""
         total = int(self._core.capacity_bytes(index))
-        return total - self.memory_stats(index)["reserved_bytes.all.current"], total
+        return total - self.memory_stats(index)["reserved_bytes"]["all"]["current"], total
 
     def set_memory_fraction(self, fraction: float, index: int) -> None:
         """Let this process use only `fraction` (0 to 1) of a chip's memory."""

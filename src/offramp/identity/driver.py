@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -123,7 +122,7 @@ class Driver:
     # Memory
 
     def memoryStats(self, index: int) -> dict[str, Any]:  # noqa: N802
-        return _nested(self._runtime.memory_stats(self._index(index)))
+        return dict(self._runtime.memory_stats(self._index(index)))
 
     def resetPeakMemoryStats(self, index: int) -> None:  # noqa: N802
         self._runtime.reset_peaks(self._index(index))
@@ -214,18 +213,6 @@ def _constants(chip: Chip) -> dict[str, Any]:
 
 def _triple(stream: torch.Stream) -> tuple[int, int, int]:
     return stream.stream_id, stream.device_index, stream.device_type
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a.b": 1}` as `{"a": {"b": 1}}`."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        *path, leaf = key.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return tree
 
 
 def _segments(index: int, blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:
