@@ -23,9 +23,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from gpt import GPT, GPTConfig
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from gpt import GPT, GPTConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -299,7 +300,7 @@ def train(training: Training, validation: Tensor) -> None:
     while training.step < end:
         loss, steps = train_step(training), steps + 1
         is_end = training.step == end
-        if is_end or training.step % args.log_every == 0:
+        if is_end or training.step == 1 or training.step % args.log_every == 0:
             mean_loss = ranks.mean(loss)
             step_ms, steps = stopwatch.lap_ms() / steps, 0
             log(training, f"loss {mean_loss:.4f} | {speed(training, step_ms)}", loss=mean_loss)
