@@ -58,7 +58,7 @@ def start(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def offramp(*command: str, chip: str = CHIP, flags: tuple[str, ...] = ()) -> str:
-    done = start(sys.executable, "-m", "offramp.cli", "run", "--chip", chip, *flags, "--", *command)
+    done = start(sys.executable, "-m", "offramp", "run", "--chip", chip, *flags, "--", *command)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -128,7 +128,7 @@ def test_resume_gives_the_run_without_a_break_bit_for_bit(tmp_path: Path) -> Non
 
 def test_little_memory_ends_in_the_error_that_cuda_programs_catch(tmp_path: Path) -> None:
     command = (*PYTHON, *EXACT, *BRIEF, "--batch-size=256", f"--out-dir={tmp_path}")
-    run = (sys.executable, "-m", "offramp.cli", "run", "--chip", CHIP)
+    run = (sys.executable, "-m", "offramp", "run", "--chip", CHIP)
     done = start(*run, "--memory=64MiB", "--", *command)
     assert done.returncode == 1
     assert "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate" in done.stderr
