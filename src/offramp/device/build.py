@@ -27,7 +27,7 @@ from offramp.errors import OfframpError
 
 SOURCES = Path(__file__).with_name("native")
 MODULE = "_core"
-FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-w"]
+FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-w", "-DAT_PER_OPERATOR_HEADERS"]
 
 
 class BuildError(OfframpError):

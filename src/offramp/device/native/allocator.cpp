@@ -19,10 +19,17 @@ thread_local const char* tls_label = "memory asked for directly";
 std::array<Ledger, kMaxDevices> ledgers;
 std::function<std::string(int)> explain_holdings;
 
-void release(void* context) {
-  if (context == nullptr) return;
-  auto* block = static_cast<Block*>(context);
+// Memory is its own context, as kernel libraries want that ask for it without a DataPtr.
+void release(void* data) {
+  if (data == nullptr) return;
+  Block* block = block_at(data);
   ledgers[block->device].release(block);
+}
+
+c10::DeleterFnPtr release_to_host = nullptr;
+
+void release_to_owner(void* data) {
+  block_at(data) != nullptr ? release(data) : release_to_host(data);
 }
 
 std::string mib(uint64_t bytes) {
@@ -70,7 +77,7 @@ Block* obtain(int index, size_t bytes) {
 class Allocator final : public c10::DeviceAllocator {
  public:
   c10::DataPtr allocate(size_t bytes) override { return allocate_on(current_device(), bytes); }
-  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  c10::DeleterFnPtr raw_deleter() const override { return &release; }
   void copy_data(void* to, const void* from, std::size_t bytes) const override {
     std::memcpy(to, from, bytes);
   }
@@ -95,14 +102,16 @@ class Allocator final : public c10::DeviceAllocator {
 // what a CPU kernel returns, and what it needs on the way, is the chip's from the start.
 class HostAllocator final : public c10::Allocator {
  public:
-  explicit HostAllocator(c10::Allocator* host) : host_(host) {}
+  explicit HostAllocator(c10::Allocator* host) : host_(host) {
+    release_to_host = host->raw_deleter();
+  }
   c10::DataPtr allocate(size_t bytes) override {
     if (tls_charged < 0) return host_->allocate(bytes);
     if (bytes == 0) return {nullptr, c10::Device(c10::kCPU)};
-    auto* block = obtain(tls_charged, bytes);
-    return {block->data, block, &release, c10::Device(c10::kCPU)};
+    char* data = obtain(tls_charged, bytes)->data;
+    return {data, data, &release, c10::Device(c10::kCPU)};
   }
-  c10::DeleterFnPtr raw_deleter() const override { return host_->raw_deleter(); }
+  c10::DeleterFnPtr raw_deleter() const override { return &release_to_owner; }
   void copy_data(void* to, const void* from, std::size_t bytes) const override {
     host_->copy_data(to, from, bytes);
   }
@@ -129,8 +138,8 @@ bool owns(const c10::DataPtr& data) { return data.get_deleter() == &release; }
 
 c10::DataPtr allocate_on(int index, size_t bytes) {
   if (bytes == 0) return {nullptr, nullptr, &release, device(index)};
-  auto* block = obtain(index, bytes);
-  return {block->data, block, &release, device(index)};
+  char* data = obtain(index, bytes)->data;
+  return {data, data, &release, device(index)};
 }
 
 void explain_out_of_memory_with(std::function<std::string(int)> explain) {

@@ -42,6 +42,7 @@ void open(const std::string& name, const std::string& brand, const std::string& 
   register_boxed(dense_key(), c10::DispatchKey::CPU);
   register_boxed(sparse_key(), c10::DispatchKey::SparseCPU);
   register_boxed(sparse_csr_key(), c10::DispatchKey::SparseCsrCPU);
+  register_boxed(nested_key(), c10::DispatchKey::NestedTensorCPU);
   register_own_operators();
   register_autocast();
 }
@@ -110,6 +111,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("in_forked_child", &in_forked_child);
   m.def("set_device", &set_current_device);
   m.def("current_device", &current_device);
+  m.def("default_generator", [](int i) {
+    return py::reinterpret_steal<py::object>(THPGenerator_Wrap(default_generator(i)));
+  });
   m.def("capacity_bytes", [](int i) { return ledger(i).capacity_bytes(); });
   m.def("set_memory_fraction", [](int i, double f) { ledger(i).set_fraction(f); });
   m.def("elapsed_ms", &elapsed_ms);

@@ -40,6 +40,10 @@ inline c10::DispatchKey sparse_csr_key() {
   return chip().type == c10::DeviceType::CUDA ? c10::DispatchKey::SparseCsrCUDA
                                               : c10::DispatchKey::SparseCsrPrivateUse1;
 }
+inline c10::DispatchKey nested_key() {
+  return chip().type == c10::DeviceType::CUDA ? c10::DispatchKey::NestedTensorCUDA
+                                              : c10::DispatchKey::NestedTensorPrivateUse1;
+}
 
 // guard.cpp: the calling thread's device and stream.
 int current_device();

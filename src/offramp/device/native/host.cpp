@@ -68,12 +68,17 @@ std::string gib(uint64_t bytes) {
 }  // namespace
 
 char* reserve_pages(size_t bytes) {
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+  const size_t whole = bytes + kPage;
+  void* data = mmap(nullptr, whole, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   TORCH_CHECK(data != MAP_FAILED, "The host gives no address space for ", gib(bytes),
               " of the virtual chip's memory: ", std::strerror(errno));
   reserved_bytes += static_cast<int64_t>(bytes);
-  return static_cast<char*>(data);
+  auto* start = static_cast<char*>(data);
+  const size_t ahead = (kPage - reinterpret_cast<uintptr_t>(data) % kPage) % kPage;
+  if (ahead > 0) munmap(start, ahead);
+  munmap(start + ahead + bytes, kPage - ahead);
+  return start + ahead;
 }
 
 void release_pages(char* data, size_t bytes) {

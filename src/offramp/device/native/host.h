@@ -6,6 +6,8 @@
 
 namespace offramp {
 
+constexpr size_t kPage = 2ULL << 20;  // segments start at, and are, multiples of it
+
 // Address space that the system backs page by page when it is first written.
 char* reserve_pages(size_t bytes);
 void release_pages(char* data, size_t bytes);

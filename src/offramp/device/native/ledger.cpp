@@ -1,7 +1,12 @@
 #include "ledger.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
 #include <map>
+#include <new>
 #include <tuple>
 
 #include "host.h"
@@ -22,12 +27,52 @@ constexpr size_t kSegmentRound = 2ULL << 20;
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
+// Finds a block by its address: a table of the address space's pages, each with a table of the
+// places where a block may start. Only the parts that are in use take memory.
+using Place = std::atomic<Block*>;
+using Page = std::atomic<Place*>;
+constexpr size_t kAddresses = 1ULL << 47;
+constexpr size_t kPlaces = kPage / kMinBlock;
+
+Page& page_of(const void* data) {
+  static Page* const pages = [] {
+    void* table = mmap(nullptr, kAddresses / kPage * sizeof(Page), PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (table == MAP_FAILED) throw std::bad_alloc();
+    return static_cast<Page*>(table);
+  }();
+  return pages[reinterpret_cast<uintptr_t>(data) % kAddresses / kPage];
+}
+
+void enter_segment(char* data, size_t bytes) {
+  auto* places = static_cast<Place*>(std::calloc(bytes / kMinBlock, sizeof(Place)));
+  if (places == nullptr) throw std::bad_alloc();
+  for (size_t at = 0; at < bytes; at += kPage) page_of(data + at) = places + at / kMinBlock;
+}
+
+void leave_segment(char* data, size_t bytes) {
+  std::free(page_of(data).load());
+  for (size_t at = 0; at < bytes; at += kPage) page_of(data + at) = nullptr;
+}
+
+void enter_block(Block* block) {
+  page_of(block->data).load()[reinterpret_cast<uintptr_t>(block->data) / kMinBlock % kPlaces] =
+      block;
+}
+
 size_t segment_size(size_t size) {
   if (size <= kSmallLimit) return kSmallSegment;
   return size < kOwnSegment ? kLargeSegment : round_up(size, kSegmentRound);
 }
 
 }  // namespace
+
+Block* block_at(const void* data) {
+  const Place* places = page_of(data).load(std::memory_order_acquire);
+  if (places == nullptr) return nullptr;
+  return places[reinterpret_cast<uintptr_t>(data) / kMinBlock % kPlaces].load(
+      std::memory_order_acquire);
+}
 
 bool Ledger::BySize::operator()(const Block* a, const Block* b) const {
   return std::tie(a->stream, a->size, a->data) < std::tie(b->stream, b->size, b->data);
@@ -92,6 +137,7 @@ Block* Ledger::grow(size_t size, int64_t stream, bool small) {
   block->size = bytes;
   block->small = small;
   block->data = reserve_pages(bytes);
+  enter_segment(block->data, bytes);
   segments_.insert(block);
   stats_.num_device_alloc += 1;
   count(stats_.segment, small, 1);
@@ -117,6 +163,7 @@ void Ledger::take(Block* block, size_t size, size_t requested, const char* origi
   block->in_use = true;
   block->requested = requested;
   block->origin = origin;
+  enter_block(block);
   const auto bytes = static_cast<int64_t>(block->size);
   count(stats_.allocation, small, 1);
   count(stats_.allocated_bytes, small, bytes);
@@ -175,6 +222,7 @@ void Ledger::give_back_cached() {
       }
       it = blocks.erase(it);
       segments_.erase(block);
+      leave_segment(block->data, block->size);
       release_pages(block->data, block->size);
       stats_.num_device_free += 1;
       count(stats_.segment, small, -1);

@@ -28,6 +28,9 @@ struct Block {
   const char* origin{""};  // the operator that asked for it
 };
 
+// The block that starts at `data`, or nullptr when the chip has none there.
+Block* block_at(const void* data);
+
 // What one origin holds at this moment.
 struct Holding {
   std::string origin;

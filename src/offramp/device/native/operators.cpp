@@ -64,9 +64,23 @@ const Names& mixers() {
                            "aten::_fused_adagrad_.tensor_lr",
                            "aten::_fused_sgd_.tensor_lr",
                            "aten::is_set_to",
+                           "aten::_nested_view_from_buffer",
+                           "aten::_nested_view_from_buffer_copy",
+                           "aten::_nested_from_padded",
                            "aten::_segment_reduce_backward",
                            "aten::segment_reduce"};
   return names;
+}
+
+// Results that describe a tensor and stay on the CPU, one bit each.
+uint32_t host_results(const std::string& name) {
+  static const std::unordered_map<std::string, uint32_t> results{
+      {"aten::_pack_padded_sequence", 0b10},
+      {"aten::_nested_tensor_size", 1},
+      {"aten::_nested_tensor_strides", 1},
+      {"aten::_nested_tensor_storage_offsets", 1}};
+  const auto found = results.find(name);
+  return found == results.end() ? 0 : found->second;
 }
 
 // Written by hand in ops.cpp, or composed of others on purpose.
@@ -147,6 +161,14 @@ struct HostKernel final : c10::OperatorKernel {
   c10::DispatchKey host_key;
 };
 
+struct Fallback final : c10::OperatorKernel {
+  explicit Fallback(c10::DispatchKey host_key) : host_key(host_key) {}
+  void operator()(const c10::OperatorHandle& op, c10::DispatchKeySet, c10::Stack* stack) {
+    run_unregistered(op, host_key, stack);
+  }
+  c10::DispatchKey host_key;
+};
+
 bool wanted(const c10::OperatorHandle& handle, c10::DispatchKey host_key) {
   const auto& schema = handle.schema();
   const bool has_kernel = handle.hasKernelForDispatchKey(host_key);
@@ -171,6 +193,8 @@ Operator::Operator(const c10::OperatorHandle& handle)
   draws_unasked = generator < 0 && handle.hasTag(at::Tag::nondeterministic_seeded);
   moves_only = movers().count(name) != 0;
   mixes_devices = mixers().count(name) != 0;
+  copies = name == "aten::copy_" || name == "aten::_foreach_copy_";
+  host_results = offramp::host_results(name);
 }
 
 Operator& operator_for(const c10::OperatorHandle& handle) {
@@ -219,9 +243,7 @@ void register_boxed(c10::DispatchKey key, c10::DispatchKey host_key) {
   }
   auto& rest = *libraries.emplace_back(
       std::make_unique<torch::Library>(torch::Library::IMPL, "_", key, __FILE__, __LINE__));
-  rest.fallback(host_key == c10::DispatchKey::CPU
-                    ? torch::CppFunction::makeFromBoxedFunction<&run_unregistered>()
-                    : torch::CppFunction::makeFromBoxedFunction<&run_unregistered_sparse>());
+  rest.fallback(torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Fallback>(host_key)));
 }
 
 }  // namespace offramp

@@ -30,6 +30,8 @@ struct Operator {
   bool draws_unasked{false};  // random, yet without a Generator argument
   bool moves_only{false};     // moves data: allowed in every format
   bool mixes_devices{false};  // takes CPU tensors beside the chip's
+  bool copies{false};         // ... even as the first argument
+  uint32_t host_results{0};   // one bit a result that stays on the CPU
   std::string missing;        // why this chip does not have it; empty when it does
   std::atomic<int64_t> calls{0};
   std::atomic<int64_t> refusals{0};
@@ -41,8 +43,8 @@ std::vector<Operator*> operators_met();
 // Calls `op` by the kernel of `host_key` (CPU, SparseCPU, ...) on the stack's arguments.
 void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack);
 // The same for operators that were defined later, such as a package's own.
-void run_unregistered(const c10::OperatorHandle& handle, c10::Stack* stack);
-void run_unregistered_sparse(const c10::OperatorHandle& handle, c10::Stack* stack);
+void run_unregistered(const c10::OperatorHandle& handle, c10::DispatchKey host_key,
+                      c10::Stack* stack);
 
 // Formats the chip lacks, as a mask over ScalarType, and the name in messages.
 void refuse_formats(uint64_t mask);

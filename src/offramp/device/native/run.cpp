@@ -22,14 +22,16 @@ struct Call {
   Operator& op;
   int index{-1};            // the chip that the call runs on
   bool host_tensor{false};  // a CPU tensor that is no scalar is among the arguments
+  bool host_first{false};   // ... as the first of them
   size_t position{0};
+  c10::SmallVector<at::Tensor, 1> host_written;
   c10::SmallVector<Written, 4> written;
 
   at::Tensor to_host(const at::Tensor& tensor) {
     if (!tensor.defined()) return tensor;
     const auto where = tensor.device();
     if (!is_chip(where)) {
-      if (where.is_cpu() && tensor.dim() > 0) host_tensor = true;
+      if (where.is_cpu()) note_host(tensor);
       return tensor;
     }
     note_format(tensor.scalar_type());
@@ -41,6 +43,17 @@ struct Call {
     at::Tensor view = host_view(tensor);
     if (op.writes[position]) written.push_back({tensor, view});
     return view;
+  }
+
+  // CUDA takes a scalar of the CPU beside its own tensors, but neither writes nor starts from one.
+  void note_host(const at::Tensor& tensor) {
+    if (op.writes[position]) {
+      host_written.push_back(tensor);
+      host_tensor = true;
+    } else if (tensor.dim() > 0) {
+      host_tensor = true;
+      host_first |= position == 0;
+    }
   }
 
   void note_format(c10::ScalarType type) const {
@@ -102,6 +115,9 @@ struct Call {
     for (const auto& pair : written) {
       if (pair.view.is_same(tensor)) return pair.tensor;
     }
+    for (const auto& given : host_written) {
+      if (given.is_same(tensor)) return tensor;
+    }
     return adopt(tensor, index, op.name.c_str());
   }
 
@@ -142,7 +158,7 @@ void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
     call.convert((*stack)[begin + call.position]);
   }
   if (call.index < 0) call.index = current_device();
-  if (call.host_tensor && !op.mixes_devices) {
+  if (call.host_tensor && (!op.mixes_devices || (call.host_first && !op.copies))) {
     for (call.position = 0; call.position < op.writes.size(); ++call.position) {
       if ((*stack)[begin + call.position].isTensor()) break;
     }
@@ -159,29 +175,22 @@ void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
   }
   for (const auto& pair : call.written) follow(pair.tensor, pair.view);
   const size_t results = op.handle.schema().returns().size();
-  for (size_t i = stack->size() - results; i < stack->size(); ++i) call.convert_back((*stack)[i]);
+  for (size_t i = 0; i < results; ++i) {
+    if ((op.host_results >> i & 1) == 0) call.convert_back((*stack)[stack->size() - results + i]);
+  }
 }
 
-void run_unregistered(const c10::OperatorHandle& handle, c10::Stack* stack) {
+void run_unregistered(const c10::OperatorHandle& handle, c10::DispatchKey host_key,
+                      c10::Stack* stack) {
   Operator& op = operator_for(handle);
-  if (!handle.hasComputedKernelForDispatchKey(c10::DispatchKey::CPU)) {
+  if (!handle.hasComputedKernelForDispatchKey(host_key)) {
     op.refusals += 1;
     TORCH_CHECK_NOT_IMPLEMENTED(
         false, "Could not run '", op.name, "' on ", chip().name, " (virtual): the operator has no ",
-        "CPU kernel to compute its values with. An operator that only CUDA has does not carry over "
-        "to other chips either; use one that PyTorch has for the CPU too.");
+        c10::toString(host_key), " kernel to compute its values with. An operator that only CUDA ",
+        "has does not carry over to other chips either; use one that PyTorch has for the CPU too.");
   }
-  run_on_host(op, c10::DispatchKey::CPU, stack);
-}
-
-void run_unregistered_sparse(const c10::OperatorHandle& handle, c10::Stack* stack) {
-  Operator& op = operator_for(handle);
-  if (!handle.hasComputedKernelForDispatchKey(c10::DispatchKey::SparseCPU)) {
-    op.refusals += 1;
-    TORCH_CHECK_NOT_IMPLEMENTED(false, "Could not run '", op.name, "' on sparse tensors of ",
-                                chip().name, " (virtual): the CPU has no kernel for it either.");
-  }
-  run_on_host(op, c10::DispatchKey::SparseCPU, stack);
+  run_on_host(op, host_key, stack);
 }
 
 }  // namespace offramp

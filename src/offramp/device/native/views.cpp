@@ -1,11 +1,9 @@
 // One memory, two tensors: the chip's and the CPU's view of it.
 #include <ATen/EmptyTensor.h>
+#include <ATen/NestedTensorImpl.h>
 #include <ATen/SparseCsrTensorUtils.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/native/SparseTensorUtils.h>
-#include <ATen/ops/_sparse_compressed_tensor_unsafe.h>
-#include <ATen/ops/_sparse_coo_tensor_unsafe.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/CPUAllocator.h>
 
@@ -49,26 +47,70 @@ at::Tensor over(c10::Storage storage, const at::Tensor& like, c10::DispatchKey k
   return made;
 }
 
+c10::DispatchKey key_on(bool chip_side, c10::Layout layout) {
+  using Key = c10::DispatchKey;
+  if (layout == c10::kStrided) return chip_side ? dense_key() : Key::CPU;
+  if (layout == c10::kSparse) return chip_side ? sparse_key() : Key::SparseCPU;
+  return chip_side ? sparse_csr_key() : Key::SparseCsrCPU;
+}
+
+// A sparse tensor whose parts are those of `tensor` after `convert`.
 template <class Convert>
 at::Tensor convert_sparse(const at::Tensor& tensor, c10::Device to, const Convert& convert) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const auto options = tensor.options().device(to);
+  const c10::DispatchKeySet keys(key_on(is_chip(to), tensor.layout()));
   if (tensor.layout() == c10::kSparse) {
     auto* from = at::sparse::get_sparse_impl(tensor);
-    auto made = at::_sparse_coo_tensor_unsafe(convert(from->indices()), convert(from->values()),
-                                              tensor.sizes(), options, from->coalesced());
+    auto made = at::detail::make_tensor<at::SparseTensorImpl>(keys, tensor.dtype());
     auto* impl = at::sparse::get_sparse_impl(made);
-    if (impl->sparse_dim() != from->sparse_dim() || impl->dense_dim() != from->dense_dim()) {
-      impl->resize_and_clear_(from->sparse_dim(), from->dense_dim(), tensor.sizes());
-    }
+    impl->raw_resize_(from->sparse_dim(), from->dense_dim(), tensor.sizes());
+    impl->set_indices_and_values_unsafe(convert(from->indices()), convert(from->values()));
     impl->set_coalesced(from->coalesced());
     return made;
   }
-  const auto [compressed, plain] = at::sparse_csr::getCompressedPlainIndices(tensor);
-  auto* impl = at::sparse_csr::get_sparse_csr_impl(tensor);
-  return at::_sparse_compressed_tensor_unsafe(convert(compressed), convert(plain),
-                                              convert(impl->values()), tensor.sizes(),
-                                              options.layout(tensor.layout()));
+  auto* from = at::sparse_csr::get_sparse_csr_impl(tensor);
+  auto made = at::detail::make_tensor<at::SparseCsrTensorImpl>(keys, to, tensor.layout(),
+                                                               tensor.dtype());
+  at::sparse_csr::get_sparse_csr_impl(made)->set_member_tensors(
+      convert(from->compressed_indices()), convert(from->plain_indices()), convert(from->values()),
+      tensor.sizes());
+  return made;
+}
+
+// A nested tensor over `storage`; sizes, strides and offsets are CPU tensors on every device.
+at::Tensor convert_nested(const at::Tensor& tensor, c10::Storage storage) {
+  const auto backend = [](const c10::Device& d) {
+    return is_chip(d) ? c10::toBackendComponent(dense_key()) : c10::BackendComponent::CPUBit;
+  };
+  const auto keys = tensor.key_set().remove_backend(backend(tensor.device())) |
+                    c10::DispatchKeySet(backend(storage.device()));
+  auto* from = static_cast<at::native::NestedTensorImpl*>(tensor.unsafeGetTensorImpl());
+  return at::detail::make_tensor<at::native::NestedTensorImpl>(
+      std::move(storage), keys, tensor.dtype(), from->get_nested_sizes(),
+      from->get_nested_strides(), from->get_storage_offsets());
+}
+
+// The chip's storage for what a CPU kernel returned: the one it viewed, or its memory taken over,
+// or, for memory from elsewhere, a copy.
+c10::Storage adopt_storage(const c10::Storage& storage, int index, const char* label) {
+  if (auto* original = chip_storage(storage)) {
+    return c10::Storage(c10::intrusive_ptr<StorageImpl>::reclaim_copy(original));
+  }
+  if (is_chip(storage.device())) return storage;
+  auto* impl = storage.unsafeGetStorageImpl();
+  const size_t bytes = impl->nbytes();
+  if (bytes != 0 && owns(impl->data_ptr())) {
+    auto& made = impl->_mutable_data_ptr_no_checks();
+    c10::DataPtr data(made.get(), made.get_context(), made.get_deleter(), device(index));
+    made.release_context();
+    impl->set_data_ptr_noswap(std::move(data));
+    return storage;
+  }
+  const ChargeScope charge(-1, label);
+  c10::DataPtr data = allocate_on(index, bytes);
+  if (bytes != 0) std::memcpy(data.get(), impl->data(), bytes);
+  return {c10::Storage::use_byte_size_t(), bytes, std::move(data), allocator(),
+          /*resizable=*/true};
 }
 
 }  // namespace
@@ -78,6 +120,7 @@ at::Tensor host_view(const at::Tensor& tensor) {
   if (tensor.layout() != c10::kStrided) {
     return convert_sparse(tensor, c10::Device(c10::kCPU), host_view);
   }
+  if (tensor.is_nested()) return convert_nested(tensor, host_storage(tensor.storage()));
   if (tensor._is_zerotensor()) {
     return at::zeros(tensor.sizes(), tensor.options().device(c10::kCPU));
   }
@@ -90,29 +133,9 @@ at::Tensor adopt(const at::Tensor& tensor, int index, const char* label) {
     return convert_sparse(tensor, device(index),
                           [&](const at::Tensor& t) { return adopt(t, index, label); });
   }
-  auto storage = tensor.storage();
-  if (auto* original = chip_storage(storage)) {
-    return over(c10::Storage(c10::intrusive_ptr<StorageImpl>::reclaim_copy(original)), tensor,
-                dense_key());
-  }
-  auto* impl = storage.unsafeGetStorageImpl();
-  if (is_chip(storage.device())) return over(storage, tensor, dense_key());
-  const size_t bytes = impl->nbytes();
-  const bool ours = bytes == 0 || owns(impl->data_ptr());
-  c10::DataPtr data;
-  if (ours && bytes != 0) {
-    auto& made = impl->_mutable_data_ptr_no_checks();
-    data = c10::DataPtr(made.get(), made.get_context(), made.get_deleter(), device(index));
-    made.release_context();
-    impl->set_data_ptr_noswap(std::move(data));
-    return over(storage, tensor, dense_key());
-  }
-  const ChargeScope charge(-1, label);
-  data = allocate_on(index, bytes);
-  if (bytes != 0) std::memcpy(data.get(), impl->data(), bytes);
-  return over(c10::Storage(c10::Storage::use_byte_size_t(), bytes, std::move(data), allocator(),
-                           /*resizable=*/true),
-              tensor, dense_key());
+  auto storage = adopt_storage(tensor.storage(), index, label);
+  if (tensor.is_nested()) return convert_nested(tensor, std::move(storage));
+  return over(std::move(storage), tensor, dense_key());
 }
 
 void follow(const at::Tensor& tensor, const at::Tensor& view) {
@@ -130,12 +153,14 @@ void follow(const at::Tensor& tensor, const at::Tensor& view) {
   if (tensor.layout() != c10::kStrided) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const int index = tensor.device().index();
-    const auto [compressed, plain] = at::sparse_csr::getCompressedPlainIndices(view);
+    auto* from = at::sparse_csr::get_sparse_csr_impl(view);
     at::sparse_csr::get_sparse_csr_impl(tensor)->set_member_tensors(
-        adopt(compressed, index, "sparse"), adopt(plain, index, "sparse"),
-        adopt(at::sparse_csr::get_sparse_csr_impl(view)->values(), index, "sparse"), view.sizes());
+        adopt(from->compressed_indices(), index, "sparse"),
+        adopt(from->plain_indices(), index, "sparse"), adopt(from->values(), index, "sparse"),
+        view.sizes());
     return;
   }
+  if (tensor.is_nested()) return;
   auto* impl = tensor.unsafeGetTensorImpl();
   auto* storage = tensor.storage().unsafeGetStorageImpl();
   auto* seen = view.storage().unsafeGetStorageImpl();
