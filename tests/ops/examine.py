@@ -14,9 +14,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
-
 import torch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 CHIP = torch.device("cuda", 0)
 SEED = 20251
@@ -74,9 +73,7 @@ def to_chip(tree: Any) -> Any:
             storages[memory._cdata].copy_(memory)
         moved = torch.empty(0, dtype=leaf.dtype, device=CHIP)
         with torch.no_grad():
-            moved.set_(
-                storages[memory._cdata], leaf.storage_offset(), leaf.size(), leaf.stride()
-            )
+            moved.set_(storages[memory._cdata], leaf.storage_offset(), leaf.size(), leaf.stride())
         if leaf.is_conj():
             moved = moved.conj()
         return torch._neg_view(moved) if leaf.is_neg() else moved
@@ -268,7 +265,9 @@ class Examiner:
         outcome.variants += 1
         defined = op.name not in self.uninitialized
         compare(chip, host, outcome, "forward", values=defined)
-        compare(tensors_of(chip_inputs), tensors_of(host_inputs), outcome, "input after", values=defined)
+        compare(
+            tensors_of(chip_inputs), tensors_of(host_inputs), outcome, "input after", values=defined
+        )
         if sharing(chip, chip_inputs) != sharing(host, host_inputs):
             raise Difference("forward: results share memory with other inputs than on the CPU")
         if differentiable and defined:
@@ -338,9 +337,12 @@ class Examiner:
         for name, make in OUT.items():
 
             def written(*args: Any, make: Callable[..., Any] = make, **kwargs: Any) -> Any:
-                where = CHIP if any(t.device == CHIP for t in tensors_of((args, kwargs))) or (
-                    torch.get_default_device() == CHIP
-                ) else "cpu"
+                where = (
+                    CHIP
+                    if any(t.device == CHIP for t in tensors_of((args, kwargs)))
+                    or (torch.get_default_device() == CHIP)
+                    else "cpu"
+                )
                 if "device" in kwargs:
                     where = kwargs["device"]
                 given = [make(t, where) for t in results]
@@ -352,7 +354,9 @@ class Examiner:
             if ran is None:
                 continue
             outcome.variants += 1
-            compare(ran[0], ran[1], outcome, f"out= ({name})", values=op.name not in self.uninitialized)
+            compare(
+                ran[0], ran[1], outcome, f"out= ({name})", values=op.name not in self.uninitialized
+            )
 
 
 def without_gradient(leaf: Any) -> Any:
@@ -363,9 +367,9 @@ def without_gradient(leaf: Any) -> Any:
 OUT: dict[str, Callable[[torch.Tensor, Any], torch.Tensor]] = {
     "alike": lambda t, where: torch.zeros_like(t, device=where),
     "resized": lambda t, where: torch.empty(0, dtype=t.dtype, device=where),
-    "strided": lambda t, where: torch.zeros(
-        (*t.shape, 2), dtype=t.dtype, device=where
-    ).select(-1, 1),
+    "strided": lambda t, where: torch.zeros((*t.shape, 2), dtype=t.dtype, device=where).select(
+        -1, 1
+    ),
 }
 
 

@@ -7,12 +7,14 @@ counts the calls; the report at the end of a run is drawn from it.
 from __future__ import annotations
 
 import functools
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from types import FrameType
 from typing import Any
 
 CLASSES = ("same", "mapped", "emulated", "refused")
@@ -38,6 +40,12 @@ def table() -> Mapping[str, Name]:
     }
 
 
+def asked_by_torch(frame: FrameType | None) -> bool:
+    """Whether the code of `frame` is PyTorch's own."""
+    module = frame.f_globals.get("__name__", "") if frame is not None else ""
+    return module == "torch" or module.startswith("torch.")
+
+
 class Tally:
     """Counts of one installation."""
 
@@ -48,14 +56,15 @@ class Tally:
         self.compiled: Counter[tuple[str, str, str]] = Counter()
 
     def counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, counting its calls under `name`."""
+        """`function`, counting the calls under `name` that do not come from PyTorch itself."""
         if name not in table():
             raise KeyError(f"{name} is not in names.toml")
         calls = self.calls
 
         @functools.wraps(function)
         def count(*args: Any, **kwargs: Any) -> Any:
-            calls[name] += 1
+            if not asked_by_torch(sys._getframe(1)):
+                calls[name] += 1
             return function(*args, **kwargs)
 
         return count
