@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from offramp.identity import cuda
+from offramp.identity import cuda, distributed
 from offramp.identity.patches import Patches
 from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally
@@ -19,6 +19,7 @@ class Identity:
         self._patches = Patches()
         try:
             cuda.install(runtime, self.counts, self._patches)
+            distributed.install(runtime, self._patches)
         except BaseException:
             self._patches.undo()
             raise

@@ -76,6 +76,7 @@ void bind_collectives(py::module_& m) {
                }),
            py::arg("store"), py::arg("rank"), py::arg("size"),
            py::arg("timeout") = std::chrono::milliseconds(std::chrono::minutes(10)))
+      .def_property_readonly("options", &Collectives::getBackendOptions)
       .def("_group_start", [](Collectives&) {})
       .def("_group_end", [](Collectives&) {})
       .def("_set_default_timeout",
