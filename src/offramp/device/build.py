@@ -112,7 +112,7 @@ def _build(library: Path, announce: Callable[[str], None]) -> None:
     announce("compiling the virtual chip's native core (once for this torch, about half a minute)")
     work = Path(tempfile.mkdtemp(prefix="build-", dir=library.parent.parent))
     try:
-        (work / "build.ninja").write_text(_rules(cxx))
+        (work / "build.ninja").write_text(_rules(cxx, work))
         done = subprocess.run([make, "-C", str(work)], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
@@ -123,7 +123,7 @@ def _build(library: Path, announce: Callable[[str], None]) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _rules(cxx: str) -> str:
+def _rules(cxx: str, work: Path) -> str:
     from torch.utils.cpp_extension import include_paths, library_paths
 
     includes = [*include_paths(), sysconfig.get_paths()["include"]]
@@ -135,15 +135,24 @@ def _rules(cxx: str) -> str:
         "-ltorch_python -ltorch -ltorch_cpu -lc10",
     ]
     objects = []
-    # The slowest first, so that two cores finish together.
-    for source in sorted(SOURCES.glob("*.cpp"), key=lambda path: path.stem not in SLOWEST):
-        objects.append(f"{source.stem}.o")
-        lines.append(f"build {objects[-1]}: compile {_escaped(source)}")
+    for unit in _units(work):
+        objects.append(f"{unit.stem}.o")
+        lines.append(f"build {objects[-1]}: compile {_escaped(unit)}")
     lines.append(f"build {MODULE}.so: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
 
-SLOWEST = frozenset({"autocast", "bindings", "collectives", "ops", "views"})
+# Compiled as one: PyTorch's headers, which they share, take most of the compiler's time.
+TOGETHER = ("works", "reductions", "group", "collectives", "group_bindings")
+SLOWEST = frozenset({"autocast", "bindings", "ops", "views"})
+
+
+def _units(work: Path) -> list[Path]:
+    """What the compiler is called on, the slowest first, so that two cores finish together."""
+    joined = work / "group_unit.cpp"
+    joined.write_text("".join(f'#include "{SOURCES / name}.cpp"\n' for name in TOGETHER))
+    alone = [path for path in SOURCES.glob("*.cpp") if path.stem not in TOGETHER]
+    return [joined, *sorted(alone, key=lambda path: (path.stem not in SLOWEST, path.name))]
 
 
 def _escaped(path: Path) -> str:

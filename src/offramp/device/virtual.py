@@ -10,7 +10,7 @@ import torch
 from torch.utils import backend_registration
 
 from offramp.chips import Chip
-from offramp.device import build, holdings, storage
+from offramp.device import build, collectives, holdings, storage
 from offramp.errors import UsageError
 
 # Names that PyTorch keeps for its own devices, beside `cuda`.
@@ -149,6 +149,10 @@ class VirtualDevice:
     def memory_snapshot(self, index: int) -> list[dict[str, Any]]:
         """Every block of one chip's memory, in address order within its segment."""
         return list(self._core.snapshot(index))
+
+    def process_group_class(self) -> type:
+        """The c10d backend between processes that play this chip; see `device.collectives`."""
+        return collectives.process_group_class(self._core)
 
     def operator_counts(self) -> Mapping[str, tuple[int, int]]:
         """Operator name to (calls, refusals), for those met."""

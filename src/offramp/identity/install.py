@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from offramp.identity import compilers, cuda, packages
+from offramp.identity import compilers, cuda, distributed, packages
 from offramp.identity.patches import Patches
 from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally
@@ -20,6 +20,7 @@ class Identity:
         try:
             for part in (cuda, compilers, packages):
                 part.install(runtime, self.counts, self._patches)
+            distributed.install(runtime, self._patches)
         except BaseException:
             self._patches.undo()
             raise

@@ -21,6 +21,9 @@
 namespace py = pybind11;
 
 namespace offramp {
+
+void bind_collectives(py::module_& m);  // group_bindings.cpp
+
 namespace {
 
 void open(const std::string& name, const std::string& brand, const std::string& kind, int count,
@@ -132,6 +135,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("snapshot", &snapshot);
   m.def("scalar_types", &scalar_types);
   m.def("resize_storage", &resize_storage);
+  m.def("bind_collectives", [m]() mutable { bind_collectives(m); });
   m.def("explain_out_of_memory_with", [](py::function explain) {
     auto* kept = new py::function(std::move(explain));  // called until the process ends
     explain_out_of_memory_with([kept](int index) {
