@@ -65,6 +65,14 @@ class Naming:
         )
         return chosen
 
+    def led(self, given: Any) -> torch.device:
+        """Any device; called `cuda`, it is the device as PyTorch files it."""
+        wanted = torch.device(given)
+        if wanted.type not in ("cuda", self.kind):
+            return wanted
+        self.decide_cuda()
+        return self.device(wanted)
+
     def index(self, given: Any) -> Any:
         """The index that a device or its name means; anything else as it is."""
         if isinstance(given, str):
@@ -133,11 +141,7 @@ def _install_storage(naming: Naming, patches: Patches) -> None:
 
     def new(cls: type, *args: Any, device: Any = None, **kwargs: Any) -> Any:
         if device is not None:
-            wanted = torch.device(device)
-            if wanted.type in ("cuda", naming.kind):
-                naming.decide_cuda()
-                device = naming.device(wanted)
-            kwargs["device"] = device
+            kwargs["device"] = naming.led(device)
         return make(cls, *args, **kwargs)
 
     patches.set(torch.UntypedStorage, "__new__", staticmethod(new))
@@ -182,7 +186,7 @@ def _install_types(kind: str, naming: Naming, patches: Patches) -> None:
     pinned = torch.Tensor.is_pinned
 
     def is_pinned(self: Any, device: Any = None) -> bool:
-        return pinned(self) if device is None else pinned(self, naming.device(device))
+        return pinned(self) if device is None else pinned(self, naming.led(device))
 
     patches.set(torch.Tensor, "is_pinned", is_pinned)
 
