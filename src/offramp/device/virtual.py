@@ -69,7 +69,8 @@ def open_device(
     core.open(chip.name, brand, kind, count, memory_bytes)
     core.refuse_formats(_format_mask(chip.absent_formats, core.scalar_types()))
     core.explain_out_of_memory_with(lambda index: holdings.explain(kind, index))
-    storage.install(kind, core)
+    if kind == "cuda":
+        storage.install(kind, core)
     _opened = VirtualDevice(core, chip, count, memory_bytes)
     return _opened
 
@@ -88,9 +89,18 @@ class VirtualDevice:
         self.memory_bytes = memory_bytes
         self.kind = chip.presentation.device_type
 
+    @property
+    def native(self) -> Any:
+        """The native core, for those who lead other names to this device."""
+        return self._core
+
     def device(self, index: int | None = None) -> torch.device:
         """The `torch.device` of chip `index`, or of the current one."""
-        return torch.device(self.kind, self.current_device() if index is None else index)
+        index = self.current_device() if index is None else index
+        if self.kind == "cuda":
+            return torch.device(self.kind, index)
+        found: torch.device = self._core.private_device(index)
+        return found
 
     def current_device(self) -> int:
         return int(self._core.current_device())

@@ -18,6 +18,7 @@ from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally
 
 CUDA = 1  # c10::DeviceType::CUDA
+PRIVATE = 20  # c10::DeviceType::PrivateUse1
 
 
 class Driver:
@@ -26,6 +27,7 @@ class Driver:
     def __init__(self, runtime: Runtime, tally: Tally) -> None:
         self._runtime = runtime
         self._tally = tally
+        self._type = CUDA if runtime.kind == "cuda" else PRIVATE
         self._sync_debug_mode = 0
         self._generators: tuple[torch.Generator, ...] = ()
 
@@ -87,10 +89,10 @@ class Driver:
         return _triple(torch.accelerator.current_stream(index))
 
     def getDefaultStream(self, index: int) -> tuple[int, int, int]:  # noqa: N802
-        return 0, self._runtime.current_device() if index < 0 else index, CUDA
+        return 0, self._index(index), self._type
 
     def getStreamFromExternal(self, pointer: int, index: int) -> tuple[int, int, int]:  # noqa: N802
-        return pointer, self._runtime.current_device() if index < 0 else index, CUDA
+        return pointer, self._index(index), self._type
 
     def getCurrentRawStream(self, index: int) -> int:  # noqa: N802
         return self.getCurrentStream(index)[0]
@@ -171,11 +173,13 @@ class Driver:
 
 
 def visible_count(chip: Chip, count: int) -> int:
-    """How many chips the chip's visibility variable leaves of `count`.
+    """How many chips of `count` the chip's visibility variable, or else CUDA's, leaves.
 
     As CUDA reads it: indices separated by commas; the list ends at the first that does not exist.
     """
-    listed = os.environ.get(chip.presentation.visible_env or "CUDA_VISIBLE_DEVICES")
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chip.presentation.visible_env:
+        listed = os.environ.get(chip.presentation.visible_env, listed)
     if listed is None:
         return count
     seen: list[int] = []

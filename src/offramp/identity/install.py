@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from offramp.identity import compilers, cuda, distributed, packages
+from offramp.identity import compilers, cuda, distributed, own_name, packages, precision
 from offramp.identity.patches import Patches
 from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally
@@ -18,7 +18,7 @@ class Identity:
         self.counts = Tally()
         self._patches = Patches()
         try:
-            for part in (cuda, compilers, packages):
+            for part in (cuda, own_name, compilers, packages, precision):
                 part.install(runtime, self.counts, self._patches)
             distributed.install(runtime, self._patches)
         except BaseException:

@@ -30,6 +30,14 @@ class Name:
 
 
 @cache
+def settings(kind: str) -> Mapping[str, str]:
+    """Functions of the device module of `kind` that have no effect here, and why."""
+    text = resources.files("offramp.identity").joinpath("own_names.toml").read_text()
+    group: dict[str, str] = tomllib.loads(text).get(kind, {})
+    return group
+
+
+@cache
 def table() -> Mapping[str, Name]:
     """Every intercepted name, from `names.toml`."""
     text = resources.files("offramp.identity").joinpath("names.toml").read_text()
@@ -54,6 +62,7 @@ class Tally:
         self.refusals: Counter[tuple[str, str]] = Counter()
         self.defaults: Counter[tuple[str, str, str]] = Counter()
         self.compiled: Counter[tuple[str, str, str]] = Counter()
+        self._like: dict[str, str] = {}
 
     def counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, counting the calls under `name` that do not come from PyTorch itself."""
@@ -69,9 +78,11 @@ class Tally:
 
         return count
 
-    def met(self, name: str) -> None:
-        """A name was met that cannot be wrapped, such as a class or an environment look-up."""
+    def met(self, name: str, like: str | None = None) -> None:
+        """A name was met that cannot be wrapped, or that is answered as the table's `like` is."""
         self.calls[name] += 1
+        if like is not None:
+            self._like[name] = like
 
     def refused(self, name: str, reason: str) -> None:
         self.calls[name] += 1
@@ -83,11 +94,11 @@ class Tally:
 
     def record(self) -> dict[str, list[dict[str, Any]]]:
         """The counts as plain data: names, refused, defaults, compiled."""
-        known = table()
+        known = {name: entry.answer for name, entry in table().items()}
+        known |= {name: known[like] for name, like in self._like.items()}
         return {
             "names": [
-                {"name": name, "class": known[name].answer if name in known else "refused"}
-                | {"count": count}
+                {"name": name, "class": known.get(name, "refused"), "count": count}
                 for name, count in self.calls.most_common()
             ],
             "refused": [
