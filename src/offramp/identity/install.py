@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from offramp.identity import compilers, cuda, distributed, packages
+from offramp.identity import compilers, cuda, dataparallel, distributed, packages
 from offramp.identity.patches import Patches
 from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally
@@ -21,6 +21,7 @@ class Identity:
             for part in (cuda, compilers, packages):
                 part.install(runtime, self.counts, self._patches)
             distributed.install(runtime, self._patches)
+            dataparallel.install(runtime, self._patches)
         except BaseException:
             self._patches.undo()
             raise
