@@ -70,15 +70,14 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
         chip: str | None = CHIP,
         backend: str = "nccl",
         device: str = "cuda",
+        count: int | None = None,
     ) -> list[Any]:
         folder = tmp_path_factory.mktemp(program.replace(":", "-"))
         if chip is None:
             backend, device = "gloo", "cpu"
         else:
-            chip = f"{chip}:{world}"
-        return start(
-            program, folder, world=world, chip=chip, backend=backend, device=device
-        )
+            chip = f"{chip}:{count or world}"
+        return start(program, folder, world=world, chip=chip, backend=backend, device=device)
 
     return played
 

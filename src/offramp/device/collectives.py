@@ -31,5 +31,7 @@ def _connect(store: Any, rank: int, size: int, timeout: timedelta) -> Any:
     import torch.distributed as dist
 
     if not dist.is_gloo_available():
-        raise OfframpError("groups of virtual chips need a PyTorch with Gloo, and this one has none")
+        raise OfframpError(
+            "groups of virtual chips need a PyTorch with Gloo, and this one has none"
+        )
     return dist.ProcessGroupGloo(store, rank, size, timeout=timeout)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from offramp.identity import compilers, cuda, distributed, own_name, packages, precision
+from offramp.identity import (
+    compilers,
+    cuda,
+    dataparallel,
+    distributed,
+    own_name,
+    packages,
+    precision,
+)
 from offramp.identity.patches import Patches
 from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally
@@ -21,6 +29,7 @@ class Identity:
             for part in (cuda, own_name, compilers, packages, precision):
                 part.install(runtime, self.counts, self._patches)
             distributed.install(runtime, self._patches)
+            dataparallel.install(runtime, self._patches)
         except BaseException:
             self._patches.undo()
             raise

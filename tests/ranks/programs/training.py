@@ -19,6 +19,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 STEPS = 3
@@ -37,7 +38,12 @@ def batch(place: Any, step: int, width: int = 16) -> tuple[torch.Tensor, torch.T
 
 
 def full(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    """The whole of a DTensor, gathered on the mesh's device wherever the parts are kept."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    mesh = tensor.device_mesh
+    part = tensor.to_local().detach().to(mesh.device_type)
+    return DTensor.from_local(part, mesh, tensor.placements).full_tensor()
 
 
 def train(place: Any, model: nn.Module, forward: Any = None, steps: int = STEPS) -> Any:
@@ -67,10 +73,13 @@ def data_parallel(place: Any) -> dict[str, Any]:
         results[name] = train(
             place, DistributedDataParallel(network(place), device_ids=ids, **chosen)
         )
-    for name, hook in (("fp16", default_hooks.fp16_compress_hook),
-                       ("bf16", default_hooks.bf16_compress_hook)):
+    hooks = {"fp16": default_hooks.fp16_compress_hook, "bf16": default_hooks.bf16_compress_hook}
+    for name, hook in hooks.items():
         model = DistributedDataParallel(network(place), device_ids=ids)
-        model.register_comm_hook(None, hook)
+        if place.kind == "cpu":  # PyTorch looks for CUDA when the hook has its own name
+            model.register_comm_hook(hook, _under_another_name)
+        else:
+            model.register_comm_hook(None, hook)
         results[name] = train(place, model)
     model = DistributedDataParallel(network(place), device_ids=ids)
     state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=2, start_powerSGD_iter=2)
@@ -79,6 +88,10 @@ def data_parallel(place: Any) -> dict[str, Any]:
     results["unused"] = unused(place, ids)
     results["no_sync"] = no_sync(place, ids)
     return results
+
+
+def _under_another_name(hook: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    return hook(None, bucket)
 
 
 def unused(place: Any, ids: Any) -> Any:
@@ -159,14 +172,14 @@ class _Shared:
 
 
 def tensor_parallel(place: Any) -> dict[str, Any]:
-    from torch.distributed.tensor import DTensor, Replicate, Shard, parallel
+    from torch.distributed.tensor import Replicate, Shard, parallel
 
     mesh = init_device_mesh(place.kind, (place.world,))
     data = _Shared(place, 0)
     plan = {
         "0.0": parallel.ColwiseParallel(),
         "1.0": parallel.RowwiseParallel(output_layouts=Shard(0)),
-        "2.0": parallel.SequenceParallel(),
+        "2.0": parallel.SequenceParallel(sequence_dim=0),
     }
     model = network(place)
     model[2] = nn.Sequential(nn.LayerNorm(16), nn.Tanh()).to(place.device)
@@ -175,7 +188,7 @@ def tensor_parallel(place: Any) -> dict[str, Any]:
     model = parallel.parallelize_module(model, mesh, plan)
     results: dict[str, Any] = {"trained": train(data, model)}
     whole = torch.arange(24, dtype=torch.float32, device=place.device).view(6, 4)
-    spread = DTensor.from_local(whole[: 3], mesh, [Replicate()]).redistribute(placements=[Shard(0)])
+    spread = DTensor.from_local(whole[:3], mesh, [Replicate()]).redistribute(placements=[Shard(0)])
     results["redistributed"] = [
         spread.redistribute(placements=[Shard(1)]).to_local(),
         spread.full_tensor(),
@@ -262,7 +275,7 @@ def checkpoints(place: Any) -> dict[str, Any]:
 
     mesh = init_device_mesh(place.kind, (place.world,))
     model = shard(network(place), mesh)
-    losses, weights = train(place, model)
+    losses, _ = train(place, model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     loss = model(batch(place, 9)[0]).sum()
     loss.backward()
@@ -278,7 +291,9 @@ def checkpoints(place: Any) -> dict[str, Any]:
     states.set_state_dict(
         other, fresh, model_state_dict=loaded["model"], optim_state_dict=loaded["optimizer"]
     )
-    whole = states.get_model_state_dict(other, options=states.StateDictOptions(full_state_dict=True))
+    whole = states.get_model_state_dict(
+        other, options=states.StateDictOptions(full_state_dict=True)
+    )
     return {
         "losses": losses,
         "before": [full(p) for p in model.parameters()],
@@ -292,11 +307,12 @@ def asynchronous_checkpoint(place: Any) -> Any:
     """Saved in the background; needs a group that has the CPU too."""
     import torch.distributed.checkpoint as dcp
 
-    state = {"x": torch.full((5,), float(place.rank + 1), device=place.device)}
-    path = str(place.folder / f"async-{place.rank}")
-    dcp.async_save(state, checkpoint_id=path, no_dist=False).result()
-    state["x"].zero_()
+    name = f"x{place.rank}"
+    state = {name: torch.full((5,), float(place.rank + 1), device=place.device)}
+    path = str(place.folder / "asynchronous")
+    dcp.async_save(state, checkpoint_id=path).result()
+    state[name].zero_()
     dcp.load(state, checkpoint_id=path)
     host = torch.ones(2)
     dist.all_reduce(host)
-    return state["x"], host
+    return state[name], host

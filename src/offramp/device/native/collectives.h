@@ -125,4 +125,7 @@ class Collectives final : public c10d::Backend {
   std::atomic<bool> aborted_{false}, failed_{false};
 };
 
+// Lets DistributedDataParallel time the chip's models.
+void register_step_timer();
+
 }  // namespace offramp

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <set>
+#include <torch/csrc/distributed/c10d/reducer_timer.hpp>
 
 #include "collectives.h"
 #include "operators.h"
@@ -39,6 +40,16 @@ const char* kept(const std::string& text) {
   return texts->insert(text).first->c_str();
 }
 
+// What DistributedDataParallel times itself with; it looks for one of the model's device.
+class StepTimer final : public c10d::Timer {
+ public:
+  explicit StepTimer(c10::Device) {}
+  std::optional<int64_t> measureDifference(Event start, Event end) override {
+    const auto from = getTimestamp(start), to = getTimestamp(end);
+    return from && to && *to >= *from ? std::optional<int64_t>(*to - *from) : std::nullopt;
+  }
+};
+
 // Gloo's reason, and around it what the program knows of the call.
 std::exception_ptr explained(std::exception_ptr failure, const std::string& call) {
   try {
@@ -60,6 +71,14 @@ std::exception_ptr explained(std::exception_ptr failure, const std::string& call
 }
 
 }  // namespace
+
+void register_step_timer() {
+  auto* registry = c10d::TimerRegistry();
+  if (registry->Has(chip().type)) return;
+  registry->Register(chip().type, [](c10::Device where) -> std::unique_ptr<c10d::Timer> {
+    return std::make_unique<StepTimer>(where);
+  });
+}
 
 c10::intrusive_ptr<ChipWork> Collectives::begin(const Call& call) {
   TORCH_CHECK_WITH(DistBackendError, !aborted_, "the process group was aborted or destroyed");

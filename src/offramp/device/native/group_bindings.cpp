@@ -63,6 +63,7 @@ void bind_options(py::handle scope) {
 void bind_collectives(py::module_& m) {
   // The base classes, as PyTorch's own bindings made them.
   py::module_::import("torch._C._distributed_c10d");
+  register_step_timer();
   bind_config(m);
   py::class_<Collectives, c10d::Backend, Held<Collectives>> group(m, "ProcessGroupNCCL");
   bind_options(group);
