@@ -194,6 +194,7 @@ Operator::Operator(const c10::OperatorHandle& handle)
   moves_only = movers().count(name) != 0;
   mixes_devices = mixers().count(name) != 0;
   copies = name == "aten::copy_" || name == "aten::_foreach_copy_";
+  asks_gradient = name == "aten::_sparse_mm_reduce_impl";
   host_results = offramp::host_results(name);
 }
 

@@ -42,6 +42,9 @@ struct Call {
     }
     at::Tensor view = host_view(tensor);
     if (op.writes[position]) written.push_back({tensor, view});
+    if (op.asks_gradient && tensor.requires_grad()) {
+      view.unsafeGetTensorImpl()->set_requires_grad(true);
+    }
     return view;
   }
 
@@ -159,8 +162,9 @@ void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
   }
   if (call.index < 0) call.index = current_device();
   if (call.host_tensor && (!op.mixes_devices || (call.host_first && !op.copies))) {
-    for (call.position = 0; call.position < op.writes.size(); ++call.position) {
-      if ((*stack)[begin + call.position].isTensor()) break;
+    for (call.position = 0; call.position + 1 < op.writes.size(); ++call.position) {
+      const auto& value = (*stack)[begin + call.position];
+      if (value.isTensor() || value.isTensorList()) break;
     }
     call.refuse_mix(c10::Device(c10::kCPU));
   }
