@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch.utils._pytree import tree_flatten
-
 import torch
+from torch.utils._pytree import tree_flatten
 
 
 def agree(program: Callable[[str], Any], *, exact: bool = True) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 import torch
 from torch import nn
 
@@ -66,7 +65,7 @@ def test_rms_norm_backward_is_its_derivative() -> None:
     assert torch.autograd.gradcheck(lambda x, w: nn.functional.rms_norm(x, (6,), w), (x, w))
     y, rstd = aten._fused_rms_norm(x, (6,), w, 1e-6)
     grad = torch.randn_like(y)
-    formula = (x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * w)
+    formula = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * w
     expected = torch.autograd.grad(formula, (x, w), grad)
     found = aten._fused_rms_norm_backward(grad, x, (6,), rstd, w, [True, True])
     for mine, other in zip(found, expected, strict=True):
@@ -79,6 +78,34 @@ def test_fused_dropout_keeps_the_mean() -> None:
     assert torch.equal(out, mask / 0.8)
     assert torch.equal(aten._masked_scale(torch.ones(1000, device="cuda"), mask, 1.25), out)
     assert 0.7 < mask.float().mean().item() < 0.9
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_of_float16_into_float32(name: str) -> None:
+    x = torch.randn(4, 6).half()
+    chip, host = x.cuda().requires_grad_(), x.float().requires_grad_()
+    out, expected = (getattr(t, name)(-1, dtype=torch.float32) for t in (chip, host))
+    assert torch.equal(out.cpu(), expected)
+    grad = torch.randn(4, 6)
+    out.backward(grad.cuda())
+    expected.backward(grad)
+    assert chip.grad.dtype == torch.float16
+    assert torch.equal(chip.grad.cpu(), host.grad.half())
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_float16_where_the_cpu_has_float32_only() -> None:
+    x = torch.randn(8, 8).half()
+    assert torch.fft.rfft(x.cuda()).dtype == torch.complex32
+    wide = torch.fft.rfft(x.float())
+    torch.testing.assert_close(
+        torch.fft.rfft(x.cuda()).to(torch.complex64).cpu(), wide, rtol=1e-3, atol=1e-2
+    )
+    volume = torch.randn(1, 2, 4, 4, 4, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    pooled = nn.functional.avg_pool3d(volume, 2)
+    assert torch.equal(pooled, nn.functional.avg_pool3d(volume.float(), 2).bfloat16())
+    pooled.sum().backward()
+    assert volume.grad.dtype == torch.bfloat16
 
 
 def test_what_only_cuda_has_is_refused_with_the_reason() -> None:

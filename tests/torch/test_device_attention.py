@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from agree import agree
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
-
-import torch
 
 pytestmark = pytest.mark.usefixtures("chip")
 aten = torch.ops.aten
@@ -80,9 +79,7 @@ def test_kernels_called_by_their_own_names() -> None:
         "efficient": lambda: aten._scaled_dot_product_efficient_attention(
             *qkv, None, True, is_causal=True
         ),
-        "cudnn": lambda: aten._scaled_dot_product_cudnn_attention(
-            *qkv, None, True, is_causal=True
-        ),
+        "cudnn": lambda: aten._scaled_dot_product_cudnn_attention(*qkv, None, True, is_causal=True),
     }
     scores = (qkv[0] @ qkv[1].transpose(-1, -2) / 4).masked_fill(
         torch.ones(8, 8, device="cuda").triu(1).bool(), -torch.inf

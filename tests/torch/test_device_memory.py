@@ -8,7 +8,6 @@ import pickle
 from typing import Any
 
 import pytest
-
 import torch
 
 pytestmark = pytest.mark.usefixtures("chip")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from agree import agree
-
 import torch
+from agree import agree
 
 pytestmark = pytest.mark.usefixtures("chip")
 

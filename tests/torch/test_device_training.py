@@ -1,4 +1,4 @@
-"""Parts of training programs give the CPU's values, bit for bit, where the kernels are the CPU's."""
+"""Parts of training programs give the CPU's values, bit for bit where the kernels are the same."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import threading
 from typing import Any
 
 import pytest
+import torch
 from agree import agree
+from torch import nn
 from torch.func import grad, jacrev, vmap
 from torch.utils.checkpoint import checkpoint
-
-import torch
-from torch import nn
 
 pytestmark = pytest.mark.usefixtures("chip")
 
@@ -129,6 +128,7 @@ def test_double_backward() -> None:
     agree(program)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_function_transforms() -> None:
     def program(device: str) -> Any:
         w, x = torch.randn(3, 3).to(device), torch.randn(5, 3).to(device)
@@ -144,6 +144,7 @@ def test_function_transforms() -> None:
     agree(program)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_forward_mode() -> None:
     def program(device: str) -> Any:
         x, t = torch.randn(3, 4).to(device), torch.randn(3, 4).to(device)

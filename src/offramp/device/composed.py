@@ -8,36 +8,25 @@ composition cannot give is refused by name.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_aten = torch.ops.aten
+from offramp.device import attention
+
 _libraries: list[torch.library.Library] = []
 
 
 def install(key: str, chip_name: str) -> None:
     """Register every operator of this file at the dispatch key of the chip's tensors."""
     library = torch.library.Library("aten", "IMPL")
-    for name, function in _table(_Refusals(chip_name)).items():
+    for name, function in (_table() | attention.table(chip_name)).items():
         library.impl(name, function, key)
     _libraries.append(library)  # registrations live as long as it does
 
 
-class _Refusals:
-    def __init__(self, chip_name: str) -> None:
-        self._chip_name = chip_name
-
-    def refuse(self, op_name: str, what: str) -> NoReturn:
-        raise NotImplementedError(
-            f"aten::{op_name} with {what} is not supported on {self._chip_name} (virtual): the CPU "
-            "has no kernel to compute its values with. Call "
-            "torch.nn.functional.scaled_dot_product_attention, which chooses one that it has."
-        )
-
-
-def _table(refusals: _Refusals) -> dict[str, Callable[..., Any]]:
+def _table() -> dict[str, Callable[..., Any]]:
     return {
         "_use_cudnn_ctc_loss": lambda *args: False,
         "_use_cudnn_ctc_loss.Tensor": lambda *args: False,
@@ -53,7 +42,6 @@ def _table(refusals: _Refusals) -> dict[str, Callable[..., Any]]:
         "batch_norm_backward_reduce": _batch_norm_backward_reduce,
         "batch_norm_backward_elemt": _batch_norm_backward_apply,
         **_products(),
-        **_attention(refusals),
     }
 
 
@@ -158,9 +146,7 @@ def _gather_stats_of_equal_counts(
     count: int,
 ) -> tuple[Tensor, Tensor]:
     counts = means.new_full((means.shape[0],), count)
-    return _gather_stats(
-        values, means, invstds, running_mean, running_var, momentum, eps, counts
-    )
+    return _gather_stats(values, means, invstds, running_mean, running_var, momentum, eps, counts)
 
 
 def _batch_norm_backward_reduce(
@@ -217,80 +203,14 @@ def _products() -> dict[str, Callable[..., Any]]:
     def into(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *args, out, **kwargs: out.copy_(function(*args, **kwargs))
 
-    plain = {"mm": (torch.mm, 2), "bmm": (torch.bmm, 2)}
-    added = {"addmm": (torch.addmm, 3), "baddbmm": (torch.baddbmm, 3)}
+    products: dict[str, tuple[Callable[..., Tensor], int]] = {
+        "mm": (torch.mm, 2),
+        "bmm": (torch.bmm, 2),
+        "addmm": (torch.addmm, 3),
+        "baddbmm": (torch.baddbmm, 3),
+    }
     table: dict[str, Callable[..., Any]] = {}
-    for name, (function, count) in (plain | added).items():
+    for name, (function, count) in products.items():
         table[f"{name}.dtype"] = wider(function, count)
         table[f"{name}.dtype_out"] = into(table[f"{name}.dtype"])
     return table
-
-
-def _attention(refusals: _Refusals) -> dict[str, Callable[..., Any]]:
-    """CUDA's fused attention kernels by name, as context parallelism calls them.
-
-    Shapes: query [batch, heads, queries, size], key and value [batch, heads, keys, size],
-    logsumexp [batch, heads, queries]. What only seeds CUDA's dropout is empty.
-    """
-    forward = _aten._scaled_dot_product_flash_attention_for_cpu
-    backward = _aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-    def attend(
-        name: str, q: Tensor, k: Tensor, v: Tensor, p: float, causal: bool, **rest: Any
-    ) -> tuple[Tensor, Tensor]:
-        if p != 0:
-            refusals.refuse(name, "dropout")
-        out, logsumexp = forward(q, k, v, 0.0, causal, **rest)
-        return out, logsumexp
-
-    def flash(
-        q: Tensor, k: Tensor, v: Tensor, p: float = 0.0, causal: bool = False,
-        debug: bool = False, *, scale: float | None = None,
-    ) -> tuple[Any, ...]:  # fmt: skip
-        name = "_scaled_dot_product_flash_attention"
-        out, lse = attend(name, q, k, v, p, causal, scale=scale)
-        seed = torch.empty(2, dtype=torch.uint64, device=q.device)
-        return out, lse, None, None, q.shape[2], k.shape[2], seed, seed.new_empty(0), q.new_empty(0)
-
-    def efficient(
-        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lse: bool, p: float = 0.0,
-        causal: bool = False, *, scale: float | None = None,
-    ) -> tuple[Any, ...]:  # fmt: skip
-        name = "_scaled_dot_product_efficient_attention"
-        out, sums = attend(name, q, k, v, p, causal, attn_mask=bias, scale=scale)
-        seed = torch.zeros((), dtype=torch.int64, device=q.device)
-        return out, sums, seed, seed.clone()
-
-    def cudnn(
-        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, lse: bool, p: float = 0.0,
-        causal: bool = False, debug: bool = False, *, scale: float | None = None,
-    ) -> tuple[Any, ...]:  # fmt: skip
-        name = "_scaled_dot_product_cudnn_attention"
-        out, sums = attend(name, q, k, v, p, causal, attn_mask=bias, scale=scale)
-        seed = torch.zeros((), dtype=torch.int64, device=q.device)
-        return out, sums, None, None, q.shape[2], k.shape[2], seed, seed.clone(), q.new_empty(0)
-
-    def flash_backward(*args: Any, scale: float | None = None) -> Any:
-        grad, q, k, v, out, lse, _, _, _, _, p, causal, *_ = args
-        return backward(grad, q, k, v, out, lse, p, causal, scale=scale)
-
-    def efficient_backward(*args: Any, scale: float | None = None) -> Any:
-        grad, q, k, v, bias, out, lse, _, _, p, wanted, *rest = args
-        if wanted[3]:
-            refusals.refuse("_scaled_dot_product_efficient_attention_backward", "a bias gradient")
-        causal = bool(rest and rest[0])
-        grads = backward(grad, q, k, v, out, lse, p, causal, attn_mask=bias, scale=scale)
-        return *grads, None
-
-    def cudnn_backward(*args: Any, scale: float | None = None) -> Any:
-        grad, q, k, v, out, lse, _, _, bias, _, _, _, _, p, causal = args
-        return backward(grad, q, k, v, out, lse, p, causal, attn_mask=bias, scale=scale)
-
-    return {
-        "_scaled_dot_product_flash_attention": flash,
-        "_scaled_dot_product_flash_attention_backward": flash_backward,
-        "_scaled_dot_product_efficient_attention": efficient,
-        "_scaled_dot_product_efficient_attention_backward": efficient_backward,
-        "_scaled_dot_product_cudnn_attention": cudnn,
-        "_scaled_dot_product_cudnn_attention_backward": cudnn_backward,
-    }
