@@ -229,7 +229,8 @@ void register_autocast() {
   static torch::Library library(torch::Library::IMPL, "aten", kKey, __FILE__, __LINE__);
   const auto add = [](const Names& names, Policy policy) {
     for (const char* name : names) {
-      library.impl(name, torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Kernel>(policy)));
+      library.impl(name,
+                   torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Kernel>(policy)));
     }
   };
   add(kLower, Policy::kLower);

@@ -116,9 +116,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("in_forked_child", &in_forked_child);
   m.def("set_device", &set_current_device);
   m.def("current_device", &current_device);
-  m.def("default_generator", [](int i) {
-    return py::reinterpret_steal<py::object>(THPGenerator_Wrap(default_generator(i)));
-  });
   m.def("capacity_bytes", [](int i) { return ledger(i).capacity_bytes(); });
   m.def("set_memory_fraction", [](int i, double f) { ledger(i).set_fraction(f); });
   m.def("elapsed_ms", &elapsed_ms);

@@ -125,6 +125,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tenso
           has_bias ? d_hidden.sum(0) : Tensor()};
 }
 
+// CUDA's softmax reads float16 and gives float32; the CPU's kernels know one format at a time.
+Operator& known(const char* name) {
+  return operator_for(c10::Dispatcher::singleton().findSchemaOrThrow(name, ""));
+}
+
+template <const char* Name>
+Tensor softmax(const Tensor& self, int64_t dim, bool half_to_float) {
+  static Operator& op = known(Name);
+  c10::Stack stack{half_to_float ? self.to(at::kFloat) : self, dim, false};
+  run_on_host(op, c10::DispatchKey::CPU, &stack);
+  return stack.back().toTensor();
+}
+
+template <const char* Name>
+Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim,
+                        at::ScalarType input_type) {
+  static Operator& op = known(Name);
+  c10::Stack stack{grad, output, dim, grad.scalar_type()};
+  run_on_host(op, c10::DispatchKey::CPU, &stack);
+  return stack.back().toTensor().to(input_type);
+}
+
+constexpr char kSoftmax[] = "aten::_softmax";
+constexpr char kLogSoftmax[] = "aten::_log_softmax";
+constexpr char kSoftmaxBackward[] = "aten::_softmax_backward_data";
+constexpr char kLogSoftmaxBackward[] = "aten::_log_softmax_backward_data";
+
 }  // namespace
 
 // Asked where no kernel of ours stands between: by fake tensors, whose values are never computed.
@@ -141,6 +168,10 @@ void register_composed_operators(torch::Library& library) {
   library.impl("_thnn_fused_lstm_cell_backward_impl", lstm_cell_backward);
   library.impl("_thnn_fused_gru_cell", gru_cell);
   library.impl("_thnn_fused_gru_cell_backward", gru_cell_backward);
+  library.impl("_softmax", softmax<kSoftmax>);
+  library.impl("_log_softmax", softmax<kLogSoftmax>);
+  library.impl("_softmax_backward_data", softmax_backward<kSoftmaxBackward>);
+  library.impl("_log_softmax_backward_data", softmax_backward<kLogSoftmaxBackward>);
   library.impl("scaled_dot_product_attention", attention);
   const auto autograd = c10::getAutogradKeyFromBackend(c10::toBackendComponent(dense_key()));
   static torch::Library above(torch::Library::IMPL, "aten", autograd, __FILE__, __LINE__);

@@ -83,9 +83,31 @@ uint32_t host_results(const std::string& name) {
   return found == results.end() ? 0 : found->second;
 }
 
+// The CPU has no kernel for 16-bit formats, CUDA has one that computes in float32.
+const Names& widened() {
+  static const Names names{"aten::_fft_c2c",
+                           "aten::_fft_c2r",
+                           "aten::_fft_r2c",
+                           "aten::_upsample_bilinear2d_aa",
+                           "aten::_upsample_bilinear2d_aa_backward",
+                           "aten::avg_pool3d",
+                           "aten::avg_pool3d_backward",
+                           "aten::multi_margin_loss",
+                           "aten::multi_margin_loss_backward",
+                           "aten::multilabel_margin_loss_backward",
+                           "aten::multilabel_margin_loss_forward",
+                           "aten::polygamma",
+                           "aten::round.decimals"};
+  return names;
+}
+
 // Written by hand in ops.cpp, or composed of others on purpose.
 const Names& own() {
   static const Names names{"aten::copy_",
+                           "aten::_softmax",
+                           "aten::_log_softmax",
+                           "aten::_softmax_backward_data",
+                           "aten::_log_softmax_backward_data",
                            "aten::_to_copy",
                            "aten::detach",
                            "aten::alias",
@@ -194,6 +216,8 @@ Operator::Operator(const c10::OperatorHandle& handle)
   moves_only = movers().count(name) != 0;
   mixes_devices = mixers().count(name) != 0;
   copies = name == "aten::copy_" || name == "aten::_foreach_copy_";
+  widens = widened().count(name) != 0;
+  asks_gradient = name == "aten::_sparse_mm_reduce_impl";
   host_results = offramp::host_results(name);
 }
 

@@ -42,6 +42,9 @@ struct Call {
     }
     at::Tensor view = host_view(tensor);
     if (op.writes[position]) written.push_back({tensor, view});
+    if (op.asks_gradient && tensor.requires_grad()) {
+      view.unsafeGetTensorImpl()->set_requires_grad(true);
+    }
     return view;
   }
 
@@ -145,12 +148,43 @@ std::array<std::atomic<int64_t>, 64>& format_counts() {
   return counts;
 }
 
+// Calls `op` in float32 (complex64) where its tensors are narrower; false when none is.
+bool run_widened(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
+  const auto wide = [](at::ScalarType type) {
+    if (type == at::kHalf || type == at::kBFloat16) return at::kFloat;
+    return type == at::kComplexHalf ? at::kComplexFloat : type;
+  };
+  std::optional<at::ScalarType> narrow;
+  for (size_t i = stack->size() - op.writes.size(); i < stack->size(); ++i) {
+    auto& value = (*stack)[i];
+    if (!value.isTensor() || !value.toTensor().defined()) continue;
+    const auto type = value.toTensor().scalar_type();
+    if (wide(type) == type) continue;
+    narrow = type;
+    value = value.toTensor().to(wide(type));
+  }
+  if (!narrow) return false;
+  run_on_host(op, host_key, stack);
+  const bool brain = *narrow == at::kBFloat16;
+  const size_t results = op.handle.schema().returns().size();
+  for (size_t i = stack->size() - results; i < stack->size(); ++i) {
+    const auto& made = (*stack)[i].toTensor();
+    if (made.scalar_type() == at::kFloat) {
+      (*stack)[i] = made.to(brain ? at::kBFloat16 : at::kHalf);
+    } else if (made.scalar_type() == at::kComplexFloat) {
+      (*stack)[i] = made.to(at::kComplexHalf);
+    }
+  }
+  return true;
+}
+
 void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
   if (!op.missing.empty()) {
     op.refusals += 1;
     TORCH_CHECK_NOT_IMPLEMENTED(false, op.name, " does not exist on ", chip().name, ": ",
                                 op.missing);
   }
+  if (op.widens && run_widened(op, host_key, stack)) return;
   op.calls.fetch_add(1, std::memory_order_relaxed);
   const size_t begin = stack->size() - op.writes.size();
   Call call{op};
@@ -159,8 +193,9 @@ void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
   }
   if (call.index < 0) call.index = current_device();
   if (call.host_tensor && (!op.mixes_devices || (call.host_first && !op.copies))) {
-    for (call.position = 0; call.position < op.writes.size(); ++call.position) {
-      if ((*stack)[begin + call.position].isTensor()) break;
+    for (call.position = 0; call.position + 1 < op.writes.size(); ++call.position) {
+      const auto& value = (*stack)[begin + call.position];
+      if (value.isTensor() || value.isTensorList()) break;
     }
     call.refuse_mix(c10::Device(c10::kCPU));
   }

@@ -69,8 +69,8 @@ at::Tensor convert_sparse(const at::Tensor& tensor, c10::Device to, const Conver
     return made;
   }
   auto* from = at::sparse_csr::get_sparse_csr_impl(tensor);
-  auto made = at::detail::make_tensor<at::SparseCsrTensorImpl>(keys, to, tensor.layout(),
-                                                               tensor.dtype());
+  auto made =
+      at::detail::make_tensor<at::SparseCsrTensorImpl>(keys, to, tensor.layout(), tensor.dtype());
   at::sparse_csr::get_sparse_csr_impl(made)->set_member_tensors(
       convert(from->compressed_indices()), convert(from->plain_indices()), convert(from->values()),
       tensor.sizes());
@@ -162,6 +162,8 @@ void follow(const at::Tensor& tensor, const at::Tensor& view) {
   }
   if (tensor.is_nested()) return;
   auto* impl = tensor.unsafeGetTensorImpl();
+  if (tensor.is_conj() != view.is_conj()) impl->_set_conj(view.is_conj());
+  if (tensor.is_neg() != view.is_neg()) impl->_set_neg(view.is_neg());
   auto* storage = tensor.storage().unsafeGetStorageImpl();
   auto* seen = view.storage().unsafeGetStorageImpl();
   if (chip_storage(view.storage()) != storage) {

@@ -1,0 +1,20 @@
+"""What the test groups share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def chip() -> Iterator[Any]:
+    """Two virtual chips in this process; CUDA's names lead to them until the session ends.
+
+    PyTorch keeps a device for the life of a process: tests of another chip start a process.
+    """
+    import offramp
+
+    with offramp.use("zhenwu-810e:2") as session:
+        yield session.device

@@ -1,0 +1,112 @@
+"""Attention chooses its kernel as on CUDA, within what the CPU can compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from agree import agree
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+pytestmark = pytest.mark.usefixtures("chip")
+aten = torch.ops.aten
+
+
+def inputs(device: str, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    return [
+        torch.randn(2, 3, 8, 16, device=device, dtype=dtype, requires_grad=True) for _ in range(3)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("causal", [False, True])
+def test_fused_attention_is_that_of_the_cpu(dtype: torch.dtype, causal: bool) -> None:
+    def program(device: str) -> object:
+        qkv = inputs(device, dtype)
+        out = scaled_dot_product_attention(*qkv, is_causal=causal)
+        return out, torch.autograd.grad(out, qkv, torch.ones_like(out))
+
+    agree(program)
+
+
+def test_masks_and_grouped_heads() -> None:
+    def program(device: str) -> object:
+        q, k, v = inputs(device)
+        mask = torch.ones(8, 8, dtype=torch.bool, device=device).tril()
+        bias = torch.randn(8, 8, device=device)
+        return (
+            scaled_dot_product_attention(q, k, v, attn_mask=mask),
+            scaled_dot_product_attention(q, k, v, attn_mask=bias),
+            scaled_dot_product_attention(q, k[:, :1], v[:, :1], enable_gqa=True),
+        )
+
+    agree(program, exact=False)
+
+
+@pytest.mark.parametrize(
+    "backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+)
+def test_each_backend_can_be_chosen_alone(backend: SDPBackend) -> None:
+    q, k, v = inputs("cuda")
+    with sdpa_kernel(backend):
+        out = scaled_dot_product_attention(q, k, v)
+    expected = torch.softmax(q @ k.transpose(-1, -2) / 4, -1) @ v
+    torch.testing.assert_close(out, expected)
+
+
+def test_nothing_enabled_is_an_error() -> None:
+    q, k, v = inputs("cuda")
+    with (
+        sdpa_kernel([]),
+        pytest.raises(RuntimeError, match=r"No available kernel. Aborting execution"),
+    ):
+        scaled_dot_product_attention(q, k, v)
+
+
+def test_flash_attention_takes_no_mask_gradient() -> None:
+    q, k, v = inputs("cuda")
+    bias = torch.zeros(8, 8, device="cuda", requires_grad=True)
+    scaled_dot_product_attention(q, k, v, attn_mask=bias).sum().backward()
+    assert bias.grad is not None
+
+
+def test_kernels_called_by_their_own_names() -> None:
+    qkv = inputs("cuda")
+    expected = scaled_dot_product_attention(*qkv, is_causal=True)
+    wanted = torch.autograd.grad(expected, qkv, torch.ones_like(expected))
+    calls = {
+        "flash": lambda: aten._scaled_dot_product_flash_attention(*qkv, is_causal=True),
+        "efficient": lambda: aten._scaled_dot_product_efficient_attention(
+            *qkv, None, True, is_causal=True
+        ),
+        "cudnn": lambda: aten._scaled_dot_product_cudnn_attention(*qkv, None, True, is_causal=True),
+    }
+    scores = (qkv[0] @ qkv[1].transpose(-1, -2) / 4).masked_fill(
+        torch.ones(8, 8, device="cuda").triu(1).bool(), -torch.inf
+    )
+    for call in calls.values():
+        out, logsumexp, *_ = call()
+        assert torch.equal(out, expected)
+        torch.testing.assert_close(logsumexp, scores.logsumexp(-1))
+        for mine, other in zip(
+            torch.autograd.grad(out, qkv, torch.ones_like(out)), wanted, strict=True
+        ):
+            assert torch.equal(mine, other)
+
+
+def test_dropout_in_a_named_kernel_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match=r"dropout.*zhenwu-810e"):
+        aten._scaled_dot_product_flash_attention(*inputs("cuda"), 0.1)
+
+
+def test_multi_head_attention_module() -> None:
+    def program(device: str) -> object:
+        layer = torch.nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+        layer = layer.to(device)
+        x = torch.randn(2, 5, 16).to(device)
+        trained = layer(x)
+        layer.eval()
+        with torch.no_grad():
+            return trained, layer(x)
+
+    agree(program, exact=False)
