@@ -9,13 +9,17 @@ from offramp.identity import (
     cuda,
     dataparallel,
     distributed,
+    legacy,
     own_name,
     packages,
     precision,
+    profilers,
 )
 from offramp.identity.patches import Patches
 from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally
+
+_PARTS = (cuda, own_name, legacy, compilers, packages, precision, profilers)
 
 
 class Identity:
@@ -26,7 +30,7 @@ class Identity:
         self.counts = Tally()
         self._patches = Patches()
         try:
-            for part in (cuda, own_name, compilers, packages, precision):
+            for part in _PARTS:
                 part.install(runtime, self.counts, self._patches)
             distributed.install(runtime, self._patches)
             dataparallel.install(runtime, self._patches)

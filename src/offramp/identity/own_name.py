@@ -100,7 +100,7 @@ def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
     _install_types(runtime.kind, naming, patches)
     _install_kernels(patches)
     own_module.install(naming, runtime, counts, patches)
-    own_package.install(naming, patches)
+    own_package.install(naming, counts, patches)
 
 
 def _decide_by_driver(naming: Naming, patches: Patches) -> None:
@@ -198,8 +198,9 @@ def _install_kernels(patches: Patches) -> None:
     def impl(self: Any, op_name: Any, fn: Any, dispatch_key: str = "", **kwargs: Any) -> None:
         before(self, op_name, fn, dispatch_key, **kwargs)
         key = dispatch_key or self.dispatch_key
-        torch_own = (getattr(fn, "__module__", None) or "").startswith("torch.")
-        if key in ("CUDA", "AutogradCUDA") and not torch_own:
+        # PyTorch's own collectives come with a kernel for either device.
+        own_kernels = (getattr(fn, "__module__", None) or "").startswith("torch.distributed")
+        if key in ("CUDA", "AutogradCUDA") and not own_kernels:
             before(self, op_name, fn, key.replace("CUDA", "PrivateUse1"), **kwargs)
 
     patches.set(torch.library.Library, "impl", impl)

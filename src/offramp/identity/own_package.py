@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from offramp.errors import MissingPackageError
+from offramp.errors import MissingPackageError, RefusedError
 from offramp.identity.patches import Patches
+from offramp.identity.tally import Tally
 
 if TYPE_CHECKING:
     from offramp.identity.own_name import Naming
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 class Package(MetaPathFinder, Loader):
     """Finds and loads `torch_<kind>` and the modules below it."""
 
-    def __init__(self, naming: Naming) -> None:
+    def __init__(self, naming: Naming, counts: Tally) -> None:
         self._naming = naming
+        self._counts = counts
         self.name = f"torch_{naming.kind}"
         # They only redirect CUDA's names, which lead to the device anyway.
         self._redirecting = ("contrib", f"contrib.transfer_to_{naming.kind}")
@@ -75,15 +77,24 @@ class Package(MetaPathFinder, Loader):
         return found if isinstance(found, types.ModuleType) else None
 
     def _missing(self, name: str) -> Any:
-        raise AttributeError(
-            f"{self.name}.{name} is an operator or a setting of the maker's own package; a virtual "
-            f"chip has PyTorch's operators and torch.{self._naming.kind}"
-        )
+        """An operator of the maker's: may be imported, for many programs never call it."""
+        kind = self._naming.kind
+        full, why = f"{self.name}.{name}", "it is a kernel of the maker's own package"
+        if not name.startswith(f"{kind}_"):
+            raise AttributeError(f"{full} belongs to the maker's own package; use torch.{kind}")
+
+        def refuse(*args: object, **kwargs: object) -> NoReturn:
+            self._counts.refused(full, why)
+            raise RefusedError(
+                f"{full}: {why}, and this chip is virtual; use what PyTorch itself has for it"
+            )
+
+        return refuse
 
 
-def install(naming: Naming, patches: Patches) -> None:
+def install(naming: Naming, counts: Tally, patches: Patches) -> None:
     """Make the package importable where the maker's is not installed."""
-    package = Package(naming)
+    package = Package(naming, counts)
     if importlib.util.find_spec(package.name) is not None:
         return
     sys.meta_path.insert(0, package)

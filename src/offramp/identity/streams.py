@@ -93,7 +93,8 @@ def stream_base(runtime: Runtime) -> type[StreamBase]:
 
 def event_base(runtime: Runtime) -> type[EventBase]:
     """An EventBase of `runtime`'s devices and clock."""
-    parts = {"_device": runtime.device, "_elapsed_ms": runtime.elapsed_ms}
-    return type(
-        "_CudaEventBase", (EventBase,), {name: staticmethod(part) for name, part in parts.items()}
-    )
+    parts = {
+        "_device": staticmethod(runtime.device),
+        "_elapsed_ms": staticmethod(runtime.elapsed_ms),
+    }
+    return type("_CudaEventBase", (EventBase,), parts)

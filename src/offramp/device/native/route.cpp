@@ -64,9 +64,9 @@ at::Tensor to_device(const at::Tensor& self, c10::Device device, c10::ScalarType
                      bool non_blocking, bool copy, Maybe<c10::MemoryFormat> format) {
   return at::native::to(self, routed(device), dtype, non_blocking, copy, format);
 }
-at::Tensor to_layout(const at::Tensor& self, Maybe<c10::ScalarType> dtype, Maybe<c10::Layout> layout,
-                     Maybe<c10::Device> device, Maybe<bool> pin, bool non_blocking, bool copy,
-                     Maybe<c10::MemoryFormat> format) {
+at::Tensor to_layout(const at::Tensor& self, Maybe<c10::ScalarType> dtype,
+                     Maybe<c10::Layout> layout, Maybe<c10::Device> device, Maybe<bool> pin,
+                     bool non_blocking, bool copy, Maybe<c10::MemoryFormat> format) {
   if (device) device = routed(*device);
   return at::native::to(self, dtype, layout, device, pin, non_blocking, copy, format);
 }
@@ -116,9 +116,7 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
     return below().getStreamNativeHandle(led(s));
   }
   bool queryStream(const c10::Stream& s) const override { return below().queryStream(led(s)); }
-  void synchronizeStream(const c10::Stream& s) const override {
-    below().synchronizeStream(led(s));
-  }
+  void synchronizeStream(const c10::Stream& s) const override { below().synchronizeStream(led(s)); }
 
   void destroyEvent(void* event, const c10::DeviceIndex index) const noexcept override {
     below().destroyEvent(event, index);
