@@ -155,8 +155,9 @@ constexpr char kLogSoftmaxBackward[] = "aten::_log_softmax_backward_data";
 }  // namespace
 
 // Asked where no kernel of ours stands between: by fake tensors, whose values are never computed.
-static int64_t choose_for_fake_tensors(const Tensor&, const Tensor&, const Tensor&, const MaybeTensor&,
-                                double, bool, std::optional<double>, bool) {
+static int64_t choose_for_fake_tensors(const Tensor&, const Tensor&, const Tensor&,
+                                       const MaybeTensor&, double, bool, std::optional<double>,
+                                       bool) {
   return kMath;
 }
 
