@@ -51,8 +51,9 @@ def reserved() -> int:
         (MIB + 1, MIB + 512, 20 * MIB),
         (9 * MIB, 9 * MIB, 20 * MIB),
         (10 * MIB, 10 * MIB, 10 * MIB),
-        (11 * MIB, 11 * MIB, 12 * MIB),
-        (33 * MIB, 33 * MIB, 34 * MIB),
+        (10 * MIB + MIB // 2, 10 * MIB + MIB // 2, 12 * MIB),
+        (11 * MIB, 12 * MIB, 12 * MIB),  # a rest of up to 1 MiB stays with the block
+        (33 * MIB, 34 * MIB, 34 * MIB),
     ],
 )
 def test_sizes_are_rounded_as_cuda_rounds_them(
