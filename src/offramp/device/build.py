@@ -27,7 +27,7 @@ from offramp.errors import OfframpError
 
 SOURCES = Path(__file__).with_name("native")
 MODULE = "_core"
-FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-w", "-DAT_PER_OPERATOR_HEADERS"]
+FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-w", "-DAT_PER_OPERATOR_HEADERS"]
 
 
 class BuildError(OfframpError):
@@ -130,7 +130,7 @@ def _rules(cxx: str) -> str:
     flags = [*FLAGS, f"-DTORCH_EXTENSION_NAME={MODULE}", *(f"-isystem {path}" for path in includes)]
     links = [f"-L{path} -Wl,-rpath,{path}" for path in library_paths()]
     lines = [
-        f"rule compile\n  command = {cxx} {' '.join(flags)} -c $in -o $out",
+        f"rule compile\n  command = {cxx} {' '.join(flags)} $level -c $in -o $out",
         f"rule link\n  command = {cxx} -shared $in -o $out {' '.join(links)} "
         "-ltorch_python -ltorch -ltorch_cpu -lc10",
     ]
@@ -138,12 +138,15 @@ def _rules(cxx: str) -> str:
     # The slowest first, so that two cores finish together.
     for source in sorted(SOURCES.glob("*.cpp"), key=lambda path: path.stem not in SLOWEST):
         objects.append(f"{source.stem}.o")
-        lines.append(f"build {objects[-1]}: compile {_escaped(source)}")
+        level = "-O0" if source.stem in COLD else "-O2"
+        lines.append(f"build {objects[-1]}: compile {_escaped(source)}\n  level = {level}")
     lines.append(f"build {MODULE}.so: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
 
-SLOWEST = frozenset({"autocast", "bindings", "collectives", "ops", "views"})
+SLOWEST = frozenset({"bindings", "collectives", "composed", "ops", "run"})
+# Nothing a program waits for runs in these; optimizing them takes seconds.
+COLD = frozenset({"autocast", "bindings", "hooks"})
 
 
 def _escaped(path: Path) -> str:
