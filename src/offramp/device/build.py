@@ -27,7 +27,7 @@ from offramp.errors import OfframpError
 
 SOURCES = Path(__file__).with_name("native")
 MODULE = "_core"
-FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-w", "-DAT_PER_OPERATOR_HEADERS"]
+FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-w", "-DAT_PER_OPERATOR_HEADERS"]
 
 
 class BuildError(OfframpError):
@@ -112,7 +112,7 @@ def _build(library: Path, announce: Callable[[str], None]) -> None:
     announce("compiling the virtual chip's native core (once for this torch, about half a minute)")
     work = Path(tempfile.mkdtemp(prefix="build-", dir=library.parent.parent))
     try:
-        (work / "build.ninja").write_text(_rules(cxx))
+        (work / "build.ninja").write_text(_rules(cxx, work))
         done = subprocess.run([make, "-C", str(work)], capture_output=True, text=True, check=False)
         if done.returncode != 0:
             tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
@@ -123,30 +123,41 @@ def _build(library: Path, announce: Callable[[str], None]) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _rules(cxx: str) -> str:
+def _rules(cxx: str, work: Path) -> str:
     from torch.utils.cpp_extension import include_paths, library_paths
 
     includes = [*include_paths(), sysconfig.get_paths()["include"]]
     flags = [*FLAGS, f"-DTORCH_EXTENSION_NAME={MODULE}", *(f"-isystem {path}" for path in includes)]
     links = [f"-L{path} -Wl,-rpath,{path}" for path in library_paths()]
+    prelude = SOURCES / "prelude.h"
+    shutil.copy(prelude, work)  # a compiler looks for the precompiled form beside the header
+    compile_ = f"{cxx} {' '.join(flags)} -I{SOURCES}"
     lines = [
-        f"rule compile\n  command = {cxx} {' '.join(flags)} $level -c $in -o $out",
+        f"rule precompile\n  command = {compile_} -x c++-header -c $in -o $out",
+        f"rule compile\n  command = {compile_} -include {work / prelude.name} -c $in -o $out",
         f"rule link\n  command = {cxx} -shared $in -o $out {' '.join(links)} "
         "-ltorch_python -ltorch -ltorch_cpu -lc10",
     ]
+    lines.append(f"build {prelude.name}.gch: precompile {_escaped(work / prelude.name)}")
     objects = []
-    # The slowest first, so that two cores finish together.
-    for source in sorted(SOURCES.glob("*.cpp"), key=lambda path: path.stem not in SLOWEST):
-        objects.append(f"{source.stem}.o")
-        level = "-O0" if source.stem in COLD else "-O2"
-        lines.append(f"build {objects[-1]}: compile {_escaped(source)}\n  level = {level}")
+    for unit in _units(work):
+        objects.append(f"{unit.stem}.o")
+        lines.append(f"build {objects[-1]}: compile {_escaped(unit)} | {prelude.name}.gch")
     lines.append(f"build {MODULE}.so: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
 
-SLOWEST = frozenset({"bindings", "collectives", "composed", "ops", "run"})
-# Nothing a program waits for runs in these; optimizing them takes seconds.
-COLD = frozenset({"autocast", "bindings", "hooks"})
+# Compiled as one: PyTorch's headers, which they share, take most of the compiler's time.
+TOGETHER = ("works", "reductions", "group", "collectives", "group_bindings")
+SLOWEST = frozenset({"autocast", "bindings", "ops", "views"})
+
+
+def _units(work: Path) -> list[Path]:
+    """What the compiler is called on, the slowest first, so that two cores finish together."""
+    joined = work / "group_unit.cpp"
+    joined.write_text("".join(f'#include "{SOURCES / name}.cpp"\n' for name in TOGETHER))
+    alone = [path for path in SOURCES.glob("*.cpp") if path.stem not in TOGETHER]
+    return [joined, *sorted(alone, key=lambda path: (path.stem not in SLOWEST, path.name))]
 
 
 def _escaped(path: Path) -> str:

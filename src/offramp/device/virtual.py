@@ -10,7 +10,7 @@ import torch
 from torch.utils import backend_registration
 
 from offramp.chips import Chip
-from offramp.device import build, composed, holdings, storage
+from offramp.device import build, collectives, composed, holdings, storage
 from offramp.errors import UsageError
 
 # Names that PyTorch keeps for its own devices, beside `cuda`.
@@ -69,7 +69,8 @@ def open_device(
     core.open(chip.name, brand, kind, count, memory_bytes)
     core.refuse_formats(_format_mask(chip.absent_formats, core.scalar_types()))
     core.explain_out_of_memory_with(lambda index: holdings.explain(kind, index))
-    storage.install(kind, core)
+    if kind == "cuda":
+        storage.install(kind, core)
     composed.install("CUDA" if kind == "cuda" else "PrivateUse1", chip.name)
     _opened = VirtualDevice(core, chip, count, memory_bytes)
     return _opened
@@ -89,9 +90,18 @@ class VirtualDevice:
         self.memory_bytes = memory_bytes
         self.kind = chip.presentation.device_type
 
+    @property
+    def native(self) -> Any:
+        """The native core, for those who lead other names to this device."""
+        return self._core
+
     def device(self, index: int | None = None) -> torch.device:
         """The `torch.device` of chip `index`, or of the current one."""
-        return torch.device(self.kind, self.current_device() if index is None else index)
+        index = self.current_device() if index is None else index
+        if self.kind == "cuda":
+            return torch.device(self.kind, index)
+        found: torch.device = self._core.private_device(index)
+        return found
 
     def current_device(self) -> int:
         return int(self._core.current_device())
@@ -108,13 +118,14 @@ class VirtualDevice:
         return float(self._core.elapsed_ms(start, end))
 
     def memory_stats(self, index: int) -> dict[str, Any]:
-        """Counters of the caching allocator, flat, under the names of CUDA's `memory_stats`."""
-        return dict(torch.accelerator.memory_stats(self.device(index)))
+        """Counters of the caching allocator, nested as in `memory_stats_as_nested_dict`."""
+        stats: dict[str, Any] = torch._C._accelerator_getDeviceStats(index)
+        return stats
 
     def mem_get_info(self, index: int) -> tuple[int, int]:
         """Free and total bytes of one chip."""
         total = int(self._core.capacity_bytes(index))
-        return total - self.memory_stats(index)["reserved_bytes.all.current"], total
+        return total - self.memory_stats(index)["reserved_bytes"]["all"]["current"], total
 
     def set_memory_fraction(self, fraction: float, index: int) -> None:
         """Let this process use only `fraction` (0 to 1) of a chip's memory."""
@@ -149,6 +160,10 @@ class VirtualDevice:
     def memory_snapshot(self, index: int) -> list[dict[str, Any]]:
         """Every block of one chip's memory, in address order within its segment."""
         return list(self._core.snapshot(index))
+
+    def process_group_class(self) -> type:
+        """The c10d backend between processes that play this chip; see `device.collectives`."""
+        return collectives.process_group_class(self._core)
 
     def operator_counts(self) -> Mapping[str, tuple[int, int]]:
         """Operator name to (calls, refusals), for those met."""

@@ -57,8 +57,8 @@ def _install_streams(runtime: Runtime, patches: Patches) -> None:
     module = importlib.import_module("torch.cuda.streams")
     names = ("Stream", "ExternalStream", "Event")
     before = {name: getattr(module, name) for name in names}
-    patches.item(torch._C.__dict__, "_CudaStreamBase", streams.StreamBase)
-    patches.item(torch._C.__dict__, "_CudaEventBase", streams.event_base(runtime.elapsed_ms))
+    patches.item(torch._C.__dict__, "_CudaStreamBase", streams.stream_base(runtime))
+    patches.item(torch._C.__dict__, "_CudaEventBase", streams.event_base(runtime))
     importlib.reload(module)
     for name in names:
         patches.set(torch.cuda, name, getattr(module, name))

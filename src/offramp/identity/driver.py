@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally
 
 CUDA = 1  # c10::DeviceType::CUDA
+PRIVATE = 20  # c10::DeviceType::PrivateUse1
 
 
 class Driver:
@@ -27,6 +27,7 @@ class Driver:
     def __init__(self, runtime: Runtime, tally: Tally) -> None:
         self._runtime = runtime
         self._tally = tally
+        self._type = CUDA if runtime.kind == "cuda" else PRIVATE
         self._sync_debug_mode = 0
         self._generators: tuple[torch.Generator, ...] = ()
 
@@ -88,10 +89,10 @@ class Driver:
         return _triple(torch.accelerator.current_stream(index))
 
     def getDefaultStream(self, index: int) -> tuple[int, int, int]:  # noqa: N802
-        return 0, self._runtime.current_device() if index < 0 else index, CUDA
+        return 0, self._index(index), self._type
 
     def getStreamFromExternal(self, pointer: int, index: int) -> tuple[int, int, int]:  # noqa: N802
-        return pointer, self._runtime.current_device() if index < 0 else index, CUDA
+        return pointer, self._index(index), self._type
 
     def getCurrentRawStream(self, index: int) -> int:  # noqa: N802
         return self.getCurrentStream(index)[0]
@@ -123,7 +124,7 @@ class Driver:
     # Memory
 
     def memoryStats(self, index: int) -> dict[str, Any]:  # noqa: N802
-        return _nested(self._runtime.memory_stats(self._index(index)))
+        return dict(self._runtime.memory_stats(self._index(index)))
 
     def resetPeakMemoryStats(self, index: int) -> None:  # noqa: N802
         self._runtime.reset_peaks(self._index(index))
@@ -172,11 +173,13 @@ class Driver:
 
 
 def visible_count(chip: Chip, count: int) -> int:
-    """How many chips the chip's visibility variable leaves of `count`.
+    """How many chips of `count` the chip's visibility variable, or else CUDA's, leaves.
 
     As CUDA reads it: indices separated by commas; the list ends at the first that does not exist.
     """
-    listed = os.environ.get(chip.presentation.visible_env or "CUDA_VISIBLE_DEVICES")
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chip.presentation.visible_env:
+        listed = os.environ.get(chip.presentation.visible_env, listed)
     if listed is None:
         return count
     seen: list[int] = []
@@ -214,18 +217,6 @@ def _constants(chip: Chip) -> dict[str, Any]:
 
 def _triple(stream: torch.Stream) -> tuple[int, int, int]:
     return stream.stream_id, stream.device_index, stream.device_type
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a.b": 1}` as `{"a": {"b": 1}}`."""
-    tree: dict[str, Any] = {}
-    for key, value in flat.items():
-        *path, leaf = key.split(".")
-        node = tree
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return tree
 
 
 def _segments(index: int, blocks: list[dict[str, Any]]) -> list[dict[str, Any]]:

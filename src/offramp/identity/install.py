@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from offramp.identity import compilers, cuda, packages
+from offramp.identity import (
+    compilers,
+    cuda,
+    dataparallel,
+    distributed,
+    legacy,
+    own_name,
+    packages,
+    precision,
+    profilers,
+)
 from offramp.identity.patches import Patches
 from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally
+
+_PARTS = (cuda, own_name, legacy, compilers, packages, precision, profilers)
 
 
 class Identity:
@@ -18,8 +30,10 @@ class Identity:
         self.counts = Tally()
         self._patches = Patches()
         try:
-            for part in (cuda, compilers, packages):
+            for part in _PARTS:
                 part.install(runtime, self.counts, self._patches)
+            distributed.install(runtime, self._patches)
+            dataparallel.install(runtime, self._patches)
         except BaseException:
             self._patches.undo()
             raise

@@ -21,7 +21,7 @@ from offramp.errors import MissingPackageError, RefusedError
 from offramp.identity import nvml
 from offramp.identity.patches import Patches
 from offramp.identity.runtime import Runtime
-from offramp.identity.tally import Tally
+from offramp.identity.tally import Tally, asked_by_torch
 
 _EXTENSIONS = "torch.utils.cpp_extension"
 
@@ -80,15 +80,17 @@ class _Finder(importlib.abc.MetaPathFinder):
         if name == _EXTENSIONS:
             return _wrapped(name, path, self.after_extensions)
         if name in refused():
-            if not _is_import_statement():
+            importer = _importer()
+            if importer is None:
                 return None
-            self._explain(name)
+            self._explain(name, asked_by_torch(importer))
         return None
 
-    def _explain(self, name: str) -> None:
+    def _explain(self, name: str, by_torch: bool) -> None:
         entry = refused()[name]
         chip = self._runtime.chip
-        self._counts.refused(f"import {name}", entry["why"])
+        if not by_torch:  # PyTorch only asks what is there, and goes another way
+            self._counts.refused(f"import {name}", entry["why"])
         raise MissingPackageError(
             f"{name} cannot be used on {chip.name} (it was imported on a device that offramp "
             f"provides): {entry['why']}. Use instead: {entry['instead']}.",
@@ -159,15 +161,11 @@ def _wrapped(
     return spec
 
 
-def _is_import_statement() -> bool:
-    """Whether the finder was called by an import, not by `importlib.util.find_spec`."""
+def _importer() -> types.FrameType | None:
+    """The frame of the import statement that led here; None for `importlib.util.find_spec`."""
     frame: types.FrameType | None = sys._getframe(2)
-    while frame is not None:
-        if frame.f_code.co_name == "_find_and_load_unlocked":
-            return True
-        if frame.f_code.co_filename.endswith("importlib/util.py"):
-            return False
-        if not frame.f_code.co_filename.startswith("<frozen importlib"):
-            return False
+    importing = False
+    while frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+        importing = importing or frame.f_code.co_name == "_find_and_load_unlocked"
         frame = frame.f_back
-    return False
+    return frame if importing else None

@@ -7,11 +7,14 @@ from typing import Any, ClassVar
 
 import torch
 
+from offramp.identity.runtime import Runtime
+
 
 class StreamBase(torch.Stream):
     """What `torch._C._CudaStreamBase` is in a CUDA build."""
 
     _priority: int
+    _device: ClassVar[Callable[[int | None], torch.device]]
 
     def __new__(
         cls,
@@ -22,16 +25,19 @@ class StreamBase(torch.Stream):
         stream_ptr: int | None = None,
     ) -> Any:
         if stream_ptr is not None:
-            device = torch.device("cuda", torch.cuda.current_device())
+            like = torch.accelerator.current_stream(torch.cuda.current_device())
             return super().__new__(
-                cls, stream_id=stream_ptr, device_index=device.index, device_type=1
+                cls,
+                stream_id=stream_ptr,
+                device_index=like.device_index,
+                device_type=like.device_type,
             )
         if device_type:
             return super().__new__(
                 cls, stream_id=stream_id, device_index=device_index, device_type=device_type
             )
         torch.cuda._lazy_init()
-        made = super().__new__(cls, device=torch.device("cuda", torch.cuda.current_device()))
+        made = super().__new__(cls, device=cls._device(None))
         made._priority = max(min(priority, 0), -5)
         return made
 
@@ -52,6 +58,7 @@ class StreamBase(torch.Stream):
 class EventBase(torch.Event):
     """What `torch._C._CudaEventBase` is in a CUDA build."""
 
+    _device: ClassVar[Callable[[int | None], torch.device]]
     _elapsed_ms: ClassVar[Callable[[int, int], float]]
 
     def __new__(
@@ -61,9 +68,10 @@ class EventBase(torch.Event):
         interprocess: bool = False,
         external: bool = False,
     ) -> Any:
+        torch.cuda._lazy_init()
         return super().__new__(
             cls,
-            device=torch.device("cuda", torch.cuda.current_device()),
+            device=cls._device(None),
             enable_timing=enable_timing,
             blocking=blocking,
             interprocess=interprocess,
@@ -78,6 +86,15 @@ class EventBase(torch.Event):
         return type(self)._elapsed_ms(self.event_id, end_event.event_id)
 
 
-def event_base(elapsed_ms: Callable[[int, int], float]) -> type[EventBase]:
-    """An EventBase that asks `elapsed_ms`, which takes the ids of two events."""
-    return type("_CudaEventBase", (EventBase,), {"_elapsed_ms": staticmethod(elapsed_ms)})
+def stream_base(runtime: Runtime) -> type[StreamBase]:
+    """A StreamBase of `runtime`'s devices."""
+    return type("_CudaStreamBase", (StreamBase,), {"_device": staticmethod(runtime.device)})
+
+
+def event_base(runtime: Runtime) -> type[EventBase]:
+    """An EventBase of `runtime`'s devices and clock."""
+    parts = {
+        "_device": staticmethod(runtime.device),
+        "_elapsed_ms": staticmethod(runtime.elapsed_ms),
+    }
+    return type("_CudaEventBase", (EventBase,), parts)

@@ -7,12 +7,14 @@ counts the calls; the report at the end of a run is drawn from it.
 from __future__ import annotations
 
 import functools
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from types import FrameType
 from typing import Any
 
 CLASSES = ("same", "mapped", "emulated", "refused")
@@ -28,6 +30,14 @@ class Name:
 
 
 @cache
+def settings(kind: str) -> Mapping[str, str]:
+    """Functions of the device module of `kind` that have no effect here, and why."""
+    text = resources.files("offramp.identity").joinpath("own_names.toml").read_text()
+    group: dict[str, str] = tomllib.loads(text).get(kind, {})
+    return group
+
+
+@cache
 def table() -> Mapping[str, Name]:
     """Every intercepted name, from `names.toml`."""
     text = resources.files("offramp.identity").joinpath("names.toml").read_text()
@@ -38,6 +48,12 @@ def table() -> Mapping[str, Name]:
     }
 
 
+def asked_by_torch(frame: FrameType | None) -> bool:
+    """Whether the code of `frame` is PyTorch's own."""
+    module = frame.f_globals.get("__name__", "") if frame is not None else ""
+    return module == "torch" or module.startswith("torch.")
+
+
 class Tally:
     """Counts of one installation."""
 
@@ -46,23 +62,27 @@ class Tally:
         self.refusals: Counter[tuple[str, str]] = Counter()
         self.defaults: Counter[tuple[str, str, str]] = Counter()
         self.compiled: Counter[tuple[str, str, str]] = Counter()
+        self._like: dict[str, str] = {}
 
     def counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, counting its calls under `name`."""
+        """`function`, counting the calls under `name` that do not come from PyTorch itself."""
         if name not in table():
             raise KeyError(f"{name} is not in names.toml")
         calls = self.calls
 
         @functools.wraps(function)
         def count(*args: Any, **kwargs: Any) -> Any:
-            calls[name] += 1
+            if not asked_by_torch(sys._getframe(1)):
+                calls[name] += 1
             return function(*args, **kwargs)
 
         return count
 
-    def met(self, name: str) -> None:
-        """A name was met that cannot be wrapped, such as a class or an environment look-up."""
+    def met(self, name: str, like: str | None = None) -> None:
+        """A name was met that cannot be wrapped, or that is answered as the table's `like` is."""
         self.calls[name] += 1
+        if like is not None:
+            self._like[name] = like
 
     def refused(self, name: str, reason: str) -> None:
         self.calls[name] += 1
@@ -74,11 +94,11 @@ class Tally:
 
     def record(self) -> dict[str, list[dict[str, Any]]]:
         """The counts as plain data: names, refused, defaults, compiled."""
-        known = table()
+        known = {name: entry.answer for name, entry in table().items()}
+        known |= {name: known[like] for name, like in self._like.items()}
         return {
             "names": [
-                {"name": name, "class": known[name].answer if name in known else "refused"}
-                | {"count": count}
+                {"name": name, "class": known.get(name, "refused"), "count": count}
                 for name, count in self.calls.most_common()
             ],
             "refused": [

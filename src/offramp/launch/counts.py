@@ -55,7 +55,7 @@ def _memory(device: VirtualDevice, index: int) -> DeviceRow:
     return {
         "index": index,
         "capacity_bytes": device.memory_bytes,
-        "peak_allocated_bytes": stats["allocated_bytes.all.peak"],
-        "peak_reserved_bytes": stats["reserved_bytes.all.peak"],
-        "allocated_bytes": stats["allocated_bytes.all.current"],
+        "peak_allocated_bytes": stats["allocated_bytes"]["all"]["peak"],
+        "peak_reserved_bytes": stats["reserved_bytes"]["all"]["peak"],
+        "allocated_bytes": stats["allocated_bytes"]["all"]["current"],
     }

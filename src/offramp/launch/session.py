@@ -61,7 +61,7 @@ def use(
 
     Examples:
         >>> import offramp
-        >>> session = offramp.use("zhenwu-810e")  # doctest: +SKIP
+        >>> session = offramp.use("NAME")  # doctest: +SKIP
         >>> torch.ones(2, device="cuda").device  # doctest: +SKIP
         device(type='cuda', index=0)
     """

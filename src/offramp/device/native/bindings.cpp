@@ -5,6 +5,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Device.h>
 #include <torch/csrc/Generator.h>
 
 #include <algorithm>
@@ -17,10 +18,14 @@
 #include "chip.h"
 #include "generator.h"
 #include "operators.h"
+#include "route.h"
 
 namespace py = pybind11;
 
 namespace offramp {
+
+void bind_collectives(py::module_& m);  // group_bindings.cpp
+
 namespace {
 
 void open(const std::string& name, const std::string& brand, const std::string& kind, int count,
@@ -128,7 +133,19 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("empty_cache", [](int i) { ledger(i).empty_cache(); });
   m.def("snapshot", &snapshot);
   m.def("scalar_types", &scalar_types);
+  m.def("lead_cuda", [] {
+    install_spelling();
+    register_routes();
+  });
+  m.def("spell", [](int chosen) { spell(static_cast<Spelling>(chosen)); });
+  m.def("decide", [](int chosen) { decide(static_cast<Spelling>(chosen)); });
+  m.def("spelling", [] { return static_cast<int>(spelling()); });
+  m.def("private_device", [](int index) {
+    return py::reinterpret_steal<py::object>(
+        THPDevice_New({kPrivate, static_cast<c10::DeviceIndex>(index)}));
+  });
   m.def("resize_storage", &resize_storage);
+  m.def("bind_collectives", [m]() mutable { bind_collectives(m); });
   m.def("explain_out_of_memory_with", [](py::function explain) {
     auto* kept = new py::function(std::move(explain));  // called until the process ends
     explain_out_of_memory_with([kept](int index) {

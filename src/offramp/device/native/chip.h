@@ -76,6 +76,9 @@ class ChargeScope {
 // hooks.cpp: what ATen asks of an accelerator.
 void register_hooks();
 
+// works.cpp: returns when every collective that has begun in this process has ended.
+void wait_for_works();
+
 // autocast.cpp
 void register_autocast();
 

@@ -2,6 +2,7 @@
 // and the fused cells of recurrent networks, which have kernels for accelerators only.
 #include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/native/transformers/attention.h>
 #include <ATen/ops/_fused_sdp_choice.h>
 #include <ATen/ops/_scaled_dot_product_attention_math.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
@@ -153,7 +154,17 @@ constexpr char kLogSoftmaxBackward[] = "aten::_log_softmax_backward_data";
 
 }  // namespace
 
+// Asked where no kernel of ours stands between: by fake tensors, whose values are never computed.
+static int64_t choose_for_fake_tensors(const Tensor&, const Tensor&, const Tensor&,
+                                       const MaybeTensor&, double, bool, std::optional<double>,
+                                       bool) {
+  return kMath;
+}
+
 void register_composed_operators(torch::Library& library) {
+  if (dense_key() == c10::DispatchKey::CUDA) {
+    at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(&choose_for_fake_tensors);
+  }
   library.impl("_thnn_fused_lstm_cell", lstm_cell);
   library.impl("_thnn_fused_lstm_cell_backward_impl", lstm_cell_backward);
   library.impl("_thnn_fused_gru_cell", gru_cell);

@@ -1,0 +1,54 @@
+"""What PyTorch's own Python computes in float64 on the device, where the device has none.
+
+A program did not ask for the format there: numbers are formatted, and a loss scale is inverted,
+on the host.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch._tensor_str
+
+from offramp.identity.patches import Patches
+from offramp.identity.runtime import Runtime
+from offramp.identity.tally import Tally
+
+
+class _HostScale:
+    """A loss scale whose float64 is the host's; otherwise the scale itself."""
+
+    def __init__(self, scale: torch.Tensor) -> None:
+        self._scale = scale
+
+    def double(self) -> torch.Tensor:
+        return self._scale.cpu().double()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scale, name)
+
+
+def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
+    """Keep PyTorch's own float64 off a device that lacks it."""
+    if "float64" not in runtime.chip.absent_formats:
+        return
+    names = ("cuda", runtime.kind)
+    print_tensor = torch._tensor_str._tensor_str
+    scaler: Any = torch.amp.GradScaler
+    unscale = scaler.unscale_
+
+    def tensor_str(self: torch.Tensor, indent: int) -> Any:
+        return print_tensor(self.cpu() if self.device.type in names else self, indent)
+
+    def unscale_(self: Any, optimizer: torch.optim.Optimizer) -> None:
+        scale = self._scale
+        if scale is not None:
+            self._scale = _HostScale(scale)
+        try:
+            unscale(self, optimizer)
+        finally:
+            self._scale = scale
+
+    patches.set(torch._tensor_str, "_tensor_str", tensor_str)
+    patches.set(scaler, "unscale_", unscale_)
