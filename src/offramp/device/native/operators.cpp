@@ -83,21 +83,23 @@ uint32_t host_results(const std::string& name) {
   return found == results.end() ? 0 : found->second;
 }
 
-// The CPU has no kernel for 16-bit formats, CUDA has one that computes in float32.
-const Names& widened() {
-  static const Names names{"aten::_fft_c2c",
-                           "aten::_fft_c2r",
-                           "aten::_fft_r2c",
-                           "aten::_upsample_bilinear2d_aa",
-                           "aten::_upsample_bilinear2d_aa_backward",
-                           "aten::avg_pool3d",
-                           "aten::avg_pool3d_backward",
-                           "aten::multi_margin_loss",
-                           "aten::multi_margin_loss_backward",
-                           "aten::multilabel_margin_loss_backward",
-                           "aten::multilabel_margin_loss_forward",
-                           "aten::polygamma",
-                           "aten::round.decimals"};
+// The CPU has no kernel for float16, CUDA has one that computes in float32; true where that holds
+// for bfloat16 too.
+const std::unordered_map<std::string, bool>& widened() {
+  static const std::unordered_map<std::string, bool> names{
+      {"aten::_fft_c2c", false},
+      {"aten::_fft_c2r", false},
+      {"aten::_fft_r2c", false},
+      {"aten::polygamma", false},
+      {"aten::round.decimals", false},
+      {"aten::_upsample_bilinear2d_aa", true},
+      {"aten::_upsample_bilinear2d_aa_backward", true},
+      {"aten::avg_pool3d", true},
+      {"aten::avg_pool3d_backward", true},
+      {"aten::multi_margin_loss", true},
+      {"aten::multi_margin_loss_backward", true},
+      {"aten::multilabel_margin_loss_backward", true},
+      {"aten::multilabel_margin_loss_forward", true}};
   return names;
 }
 
@@ -216,7 +218,9 @@ Operator::Operator(const c10::OperatorHandle& handle)
   moves_only = movers().count(name) != 0;
   mixes_devices = mixers().count(name) != 0;
   copies = name == "aten::copy_" || name == "aten::_foreach_copy_";
-  widens = widened().count(name) != 0;
+  const auto widening = widened().find(name);
+  widens = widening != widened().end();
+  widens_bfloat16 = widens && widening->second;
   asks_gradient = name == "aten::_sparse_mm_reduce_impl";
   host_results = offramp::host_results(name);
 }

@@ -31,7 +31,8 @@ struct Operator {
   bool moves_only{false};     // moves data: allowed in every format
   bool mixes_devices{false};  // takes CPU tensors beside the chip's
   bool copies{false};         // ... even as the first argument
-  bool widens{false};         // 16-bit formats are computed in 32 bits
+  bool widens{false};         // float16 is computed in float32
+  bool widens_bfloat16{false};
   bool asks_gradient{false};  // its kernel keeps more when an argument requires a gradient
   uint32_t host_results{0};   // one bit a result that stays on the CPU
   std::string missing;        // why this chip does not have it; empty when it does

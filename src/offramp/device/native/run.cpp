@@ -150,8 +150,8 @@ std::array<std::atomic<int64_t>, 64>& format_counts() {
 
 // Calls `op` in float32 (complex64) where its tensors are narrower; false when none is.
 bool run_widened(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
-  const auto wide = [](at::ScalarType type) {
-    if (type == at::kHalf || type == at::kBFloat16) return at::kFloat;
+  const auto wide = [&op](at::ScalarType type) {
+    if (type == at::kHalf || (type == at::kBFloat16 && op.widens_bfloat16)) return at::kFloat;
     return type == at::kComplexHalf ? at::kComplexFloat : type;
   };
   std::optional<at::ScalarType> narrow;
