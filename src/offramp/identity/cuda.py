@@ -39,6 +39,8 @@ def _install_boundary(runtime: Runtime, counts: Tally, patches: Patches) -> None
     patches.set(torch.cuda, "_is_in_bad_fork", runtime.in_forked_child)
     patches.set(torch.cuda, "_exchange_device", torch._C._cuda_exchangeDevice)
     patches.set(torch.cuda, "_maybe_exchange_device", torch._C._cuda_maybeExchangeDevice)
+    capturing = torch._C._cuda_isCurrentStreamCapturing  # imported by name at `import torch`
+    patches.set(torch.cuda.graphs, "_cuda_isCurrentStreamCapturing", capturing)
     patches.set(torch.version, "cuda", _toolkit_version(runtime, counts))
 
 
