@@ -6,13 +6,24 @@ Each case compares an operator in one format: values, layouts, aliases, gradient
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from battery import KNOWN, Case, cases, examiner
 
 CASES = list(cases())
 pytestmark = pytest.mark.opinfo
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """The samples are small: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.format}")
