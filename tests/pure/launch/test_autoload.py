@@ -25,9 +25,8 @@ class Device:
     }
     formats_used = lambda self: {"float32": 9, "float64": 2}
     memory_stats = lambda self, index: {
-        "allocated_bytes.all.peak": 5 + index,
-        "reserved_bytes.all.peak": 7,
-        "allocated_bytes.all.current": 1,
+        "allocated_bytes": {"all": {"peak": 5 + index, "current": 1}},
+        "reserved_bytes": {"all": {"peak": 7}},
     }
 class Identity:
     record = lambda self: {"names": [], "refused": [{"name": "b", "reason": "r", "count": 1}]}
@@ -39,8 +38,9 @@ def open_device(chip, *, count, memory_bytes, announce):
     announce("compiling")
     print(chip.name, count, memory_bytes)
     return Device()
-sys.modules["offramp.device"] = types.SimpleNamespace(open_device=open_device)
-sys.modules["offramp.identity"] = types.SimpleNamespace(install=lambda device: Identity())
+device = types.SimpleNamespace(open_device=open_device, VirtualDevice=Device)
+identity = types.SimpleNamespace(install=lambda device: Identity(), Identity=Identity)
+sys.modules["offramp.device"], sys.modules["offramp.identity"] = device, identity
 """
 CALL = "from offramp.launch.autoload import autoload\nautoload()\n"
 Start = Callable[..., "subprocess.CompletedProcess[str]"]
