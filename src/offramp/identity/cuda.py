@@ -39,6 +39,8 @@ def _install_boundary(runtime: Runtime, counts: Tally, patches: Patches) -> None
     patches.set(torch.cuda, "_is_in_bad_fork", runtime.in_forked_child)
     patches.set(torch.cuda, "_exchange_device", torch._C._cuda_exchangeDevice)
     patches.set(torch.cuda, "_maybe_exchange_device", torch._C._cuda_maybeExchangeDevice)
+    capturing = torch._C._cuda_isCurrentStreamCapturing  # imported by name at `import torch`
+    patches.set(torch.cuda.graphs, "_cuda_isCurrentStreamCapturing", capturing)
     patches.set(torch.version, "cuda", _toolkit_version(runtime, counts))
 
 
@@ -88,6 +90,7 @@ def _install_module(runtime: Runtime, counts: Tally, patches: Patches) -> None:
     patches.set(cuda, "mem_get_info", mem_get_info)
     for name in _REFUSED_CLASSES:
         _refuse_class(name, counts, patches)
+    _refuse_functions(counts, patches)
     for name in ("utilization", "temperature", "power_draw", "clock_rate"):
         patches.set(cuda, name, _sensor(name, counts))
     used = lambda device=None: runtime.chip.memory_bytes - mem_get_info(device)[0]  # noqa: E731
@@ -106,14 +109,26 @@ def _sensor(name: str, counts: Tally) -> Callable[..., int]:
     return read
 
 
-def _refuse_class(name: str, counts: Tally, patches: Patches) -> None:
-    full = f"torch.cuda.{name}"
+def _refuse_functions(counts: Tally, patches: Patches) -> None:
+    for full, entry in tally.table().items():
+        prefix, _, leaf = full.rpartition(".")
+        is_function = isinstance(getattr(torch.cuda, leaf, None), types.FunctionType)
+        if entry.answer == "refused" and prefix == "torch.cuda" and is_function:
+            patches.set(torch.cuda, leaf, _refusing(full, counts))
+
+
+def _refusing(full: str, counts: Tally) -> Callable[..., NoReturn]:
     reason = tally.table()[full].reason
 
     def refuse(*args: object, **kwargs: object) -> NoReturn:
         counts.refused(full, reason)
         raise RefusedError(f"{full} is not available on this chip: {reason}")
 
+    return refuse
+
+
+def _refuse_class(name: str, counts: Tally, patches: Patches) -> None:
+    refuse = _refusing(f"torch.cuda.{name}", counts)
     refused = type(name, (), {"__new__": refuse, "__module__": "torch.cuda"})
     patches.set(torch.cuda, name, refused)
     home = {"CUDAGraph": "graphs", "MemPool": "memory", "GreenContext": "green_contexts"}[name]

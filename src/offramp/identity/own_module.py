@@ -216,6 +216,10 @@ def _add_methods(naming: Naming, patches: Patches) -> None:
         naming.decide_own()
         return self.to(naming.device(device), non_blocking=non_blocking, **kwargs)
 
+    def to_cuda(self: Any, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
+        naming.decide_cuda()
+        return self.to(naming.device(device), non_blocking=non_blocking, **kwargs)
+
     def module_to_own(self: Any, device: Any = None) -> Any:
         return self._apply(lambda tensor: to_own(tensor, device))
 
@@ -231,6 +235,7 @@ def _add_methods(naming: Naming, patches: Patches) -> None:
     ]
     for owner, method in owners:
         patches.set(owner, kind, method)
+    patches.set(torch.Tensor, "cuda", to_cuda)  # PyTorch's own takes no index of another device
     data = property(lambda self: self.data.device.type == kind)
     own = property(lambda self: self.device.type == kind)
     patches.set(torch.Tensor, f"is_{kind}", own)

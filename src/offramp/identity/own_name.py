@@ -47,7 +47,8 @@ class Naming:
     def decide_by(self, frame: FrameType | None) -> None:
         """A device was given that shows no name: a string or a number. Ask the calling code."""
         if self._native.spelling() == UNDECIDED:
-            self.decide_own() if _mentions(self.kind, frame) else self.decide_cuda()
+            own = _mentions(self.kind, frame) and not _mentions("cuda", frame)
+            self.decide_own() if own else self.decide_cuda()
 
     @property
     def undecided(self) -> bool:
@@ -60,6 +61,8 @@ class Naming:
     def device(self, given: Any = None) -> torch.device:
         """The device, as PyTorch files it, of an index, a name or a device object."""
         index = self.index(given)
+        if index is not None and not isinstance(index, int):
+            raise RuntimeError(f"Invalid device, must be cuda or {self.kind} device")
         chosen: torch.device = self._native.private_device(
             self._runtime.current_device() if index is None else index
         )
@@ -194,16 +197,23 @@ def _install_types(kind: str, naming: Naming, patches: Patches) -> None:
 def _install_kernels(patches: Patches) -> None:
     """A program's own operator with a kernel for CUDA runs it on the device too."""
     before = torch.library.Library.impl
+    own: list[torch.library.Library] = []
 
     def impl(self: Any, op_name: Any, fn: Any, dispatch_key: str = "", **kwargs: Any) -> None:
         before(self, op_name, fn, dispatch_key, **kwargs)
         key = dispatch_key or self.dispatch_key
-        # PyTorch's own collectives come with a kernel for either device.
-        own_kernels = (getattr(fn, "__module__", None) or "").startswith("torch.distributed")
-        if key in ("CUDA", "AutogradCUDA") and not own_kernels:
-            before(self, op_name, fn, key.replace("CUDA", "PrivateUse1"), **kwargs)
+        if key in ("CUDA", "AutogradCUDA") and not _is_torch_own(fn):
+            # A library may be bound to its key, so this is another one, kept as long.
+            own.append(torch.library.Library(self.ns, "IMPL"))
+            before(own[-1], op_name, fn, key.replace("CUDA", "PrivateUse1"), **kwargs)
 
     patches.set(torch.library.Library, "impl", impl)
+
+
+def _is_torch_own(function: Any) -> bool:
+    """Whether a kernel is PyTorch's, for CUDA itself; one that it makes of a program's is not."""
+    module = getattr(function, "__module__", None) or ""
+    return module.startswith("torch.") and not module.startswith("torch._library")
 
 
 def _mentions(kind: str, frame: FrameType | None) -> bool:
@@ -215,7 +225,9 @@ def _mentions(kind: str, frame: FrameType | None) -> bool:
     if named(part for argument in sys.argv for part in argument.split("=")):
         return True
     while frame is not None:
-        values = [*frame.f_locals.values(), *frame.f_code.co_consts]
+        values = list(frame.f_locals.values())
+        if not frame.f_globals.get("__name__", "").startswith("torch."):
+            values += frame.f_code.co_consts
         if named(values):
             return True
         for value in values:

@@ -41,12 +41,13 @@ def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
     def tensor_str(self: torch.Tensor, indent: int) -> Any:
         return print_tensor(self.cpu() if self.device.type in names else self, indent)
 
-    def unscale_(self: Any, optimizer: torch.optim.Optimizer) -> None:
-        scale = self._scale
-        if scale is not None:
-            self._scale = _HostScale(scale)
+    def unscale_(self: Any, optimizer: torch.optim.Optimizer) -> Any:
+        scale = getattr(self, "_scale", None)
+        if scale is None:  # disabled, or not used yet
+            return unscale(self, optimizer)
+        self._scale = _HostScale(scale)
         try:
-            unscale(self, optimizer)
+            return unscale(self, optimizer)
         finally:
             self._scale = scale
 
