@@ -85,6 +85,7 @@ for op in (lambda: x + 1, lambda: torch.mm(x[None], x[:, None]), lambda: x.sum()
     else:
         raise SystemExit("computed in a format that the chip lacks")
 assert x.float().sum().item() == 3
+assert repr(torch.ones(3, device="cuda") / 3) == "tensor([0.3333, 0.3333, 0.3333], device='cuda:0')"
 assert torch.ones(3, device="cuda").double().cpu().tolist() == [1, 1, 1]
 """
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils import backend_registration
 
 from offramp.chips import Chip
-from offramp.device import build, collectives, composed, holdings, storage
+from offramp.device import build, collectives, composed, holdings, printing, storage
 from offramp.errors import UsageError
 
 # Names that PyTorch keeps for its own devices, beside `cuda`.
@@ -71,6 +71,8 @@ def open_device(
     core.explain_out_of_memory_with(lambda index: holdings.explain(kind, index))
     if kind == "cuda":
         storage.install(kind, core)
+    if "float64" in chip.absent_formats:
+        printing.install(kind)
     composed.install("CUDA" if kind == "cuda" else "PrivateUse1", chip.name)
     _opened = VirtualDevice(core, chip, count, memory_bytes)
     return _opened

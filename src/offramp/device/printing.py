@@ -1,0 +1,21 @@
+"""Printing tensors of a chip that has no float64.
+
+PyTorch chooses the width of printed numbers in float64 on the tensor's own device; here the few
+numbers it looks at are brought to the CPU first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, _tensor_str
+
+
+def install(kind: str) -> None:
+    """Let tensors of the device `kind` print without arithmetic in float64."""
+    convert: Any = _tensor_str.tensor_totype
+
+    def tensor_totype(tensor: Tensor) -> Any:
+        return convert(tensor.cpu() if tensor.device.type == kind else tensor)
+
+    _tensor_str.tensor_totype = tensor_totype
