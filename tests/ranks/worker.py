@@ -20,7 +20,7 @@ class Place:
 
     rank: int
     world: int
-    kind: str  # "cuda" or "cpu"
+    kind: str  # "cuda", a maker's name for its device, or "cpu"
     backend: str
     folder: Path
 
@@ -46,8 +46,8 @@ def main(program: str, folder: Path, backend: str, kind: str, rank: int) -> None
     module, _, name = program.partition(":")
     world = int(os.environ["WORLD_SIZE"])
     place = Place(rank, world, kind, backend, folder)
-    if kind == "cuda":
-        torch.cuda.set_device(rank)
+    if kind != "cpu":
+        torch.get_device_module(kind).set_device(rank)
     dist.init_process_group(
         backend,
         init_method=f"file://{folder}/rendezvous",

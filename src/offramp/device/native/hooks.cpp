@@ -1,4 +1,5 @@
 // What ATen asks of an accelerator: pinned memory, generators, the current device.
+#include <ATen/Context.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/CPUAllocator.h>
@@ -132,6 +133,7 @@ void register_hooks() {
     static PrivateHooks hooks;
     at::RegisterPrivateUse1HooksInterface(&hooks);
   }
+  at::globalContext().lazyInitDevice(chip().type);  // memory is pinned for no device before that
 }
 
 }  // namespace offramp
