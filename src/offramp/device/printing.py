@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, _tensor_str
 
 
-def install(kind: str) -> None:
-    """Let tensors of the device `kind` print without arithmetic in float64."""
+def install() -> None:
+    """Let tensors of any device but the CPU print without arithmetic in float64 there."""
     convert: Any = _tensor_str.tensor_totype
 
     def tensor_totype(tensor: Tensor) -> Any:
-        return convert(tensor.cpu() if tensor.device.type == kind else tensor)
+        return convert(tensor if tensor.device.type == "cpu" else tensor.cpu())
 
     _tensor_str.tensor_totype = tensor_totype

@@ -72,7 +72,7 @@ def open_device(
     if kind == "cuda":
         storage.install(kind, core)
     if "float64" in chip.absent_formats:
-        printing.install(kind)
+        printing.install()
     composed.install("CUDA" if kind == "cuda" else "PrivateUse1", chip.name)
     _opened = VirtualDevice(core, chip, count, memory_bytes)
     return _opened

@@ -1,7 +1,6 @@
 """What PyTorch's own Python computes in float64 on the device, where the device has none.
 
-A program did not ask for the format there: numbers are formatted, and a loss scale is inverted,
-on the host.
+A program did not ask for the format there: a loss scale is inverted on the host.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch._tensor_str
 
 from offramp.identity.patches import Patches
 from offramp.identity.runtime import Runtime
@@ -33,13 +31,8 @@ def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
     """Keep PyTorch's own float64 off a device that lacks it."""
     if "float64" not in runtime.chip.absent_formats:
         return
-    names = ("cuda", runtime.kind)
-    print_tensor = torch._tensor_str._tensor_str
     scaler: Any = torch.amp.GradScaler
     unscale = scaler.unscale_
-
-    def tensor_str(self: torch.Tensor, indent: int) -> Any:
-        return print_tensor(self.cpu() if self.device.type in names else self, indent)
 
     def unscale_(self: Any, optimizer: torch.optim.Optimizer) -> Any:
         scale = getattr(self, "_scale", None)
@@ -51,5 +44,4 @@ def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
         finally:
             self._scale = scale
 
-    patches.set(torch._tensor_str, "_tensor_str", tensor_str)
     patches.set(scaler, "unscale_", unscale_)
