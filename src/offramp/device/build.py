@@ -109,7 +109,7 @@ def _build(library: Path, announce: Callable[[str], None]) -> None:
         )
     if make is None:
         raise BuildError("the virtual chip needs ninja and found none; `pip install ninja`")
-    announce("compiling the virtual chip's native core (once for this torch, about half a minute)")
+    announce("compiling the virtual chip's native core (once for this torch, about a minute)")
     for left in library.parent.parent.glob("build-*/"):  # of a process killed while it built
         shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix="build-", dir=library.parent.parent))
