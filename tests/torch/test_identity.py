@@ -60,6 +60,19 @@ def test_both_spellings_read_the_same_memory(chip: Any) -> None:
     assert torch.accelerator.memory_allocated() == torch.cuda.memory_allocated()
     free, total = torch.cuda.mem_get_info()
     assert total - free == torch.cuda.memory_reserved()
+    assert torch.cuda.device_memory_used() == torch.cuda.memory_reserved()
+
+
+def test_what_nobody_knows_is_answered_and_said() -> None:
+    done = run(
+        "import gc, torch\nfrom offramp.identity.tally import Tally\ntorch.cuda.nccl.version()\n"
+        "[t] = [o for o in gc.get_objects() if type(o) is Tally]\n"
+        "print(torch.cuda.device_memory_used(), *(row['name'] for row in t.record()['defaults']))",
+        OFFRAMP_MEMORY="1GiB",
+    )
+    used, *names = done.stdout.split()
+    assert used == "0"
+    assert "torch.cuda.nccl.version" in names
 
 
 def test_events_and_streams_are_classes_of_torch_cuda(chip: Any) -> None:

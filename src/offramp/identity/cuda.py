@@ -93,10 +93,21 @@ def _install_module(runtime: Runtime, counts: Tally, patches: Patches) -> None:
     _refuse_functions(counts, patches)
     for name in ("utilization", "temperature", "power_draw", "clock_rate"):
         patches.set(cuda, name, _sensor(name, counts))
-    used = lambda device=None: runtime.chip.memory_bytes - mem_get_info(device)[0]  # noqa: E731
-    patches.set(cuda, "device_memory_used", used)
+
+    def device_memory_used(device: Any = None) -> int:
+        free, total = mem_get_info(device)
+        return total - free
+
+    patches.set(cuda, "device_memory_used", device_memory_used)
     patches.set(cuda, "memory_usage", _sensor("memory_usage", counts))
-    patches.set(cuda.nccl, "version", lambda: (2, 21, 5))
+    patches.set(cuda.nccl, "version", lambda: _nccl_version(counts))
+
+
+def _nccl_version(counts: Tally) -> tuple[int, int, int]:
+    answer = (2, 21, 5)
+    why = "the collectives are no NCCL; programs compare its version"
+    counts.answered_by_default("torch.cuda.nccl.version", ".".join(map(str, answer)), why)
+    return answer
 
 
 def _sensor(name: str, counts: Tally) -> Callable[..., int]:

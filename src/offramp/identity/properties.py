@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from offramp.chips import Chip
 from offramp.identity.tally import Tally
 
-# Programs read these and break on None; where a chip's own figure is not public they get that of
-# compute capability 8.0 (CUDA C++ Programming Guide, table of compute capabilities).
+# Programs read these and break on None. Where a chip's own figure is not public they get that of an
+# NVIDIA A100 of 40 GB, as a plausible answer and no fact; the report says which were answered so.
 _DEFAULTS = {
     "multi_processor_count": 108,
     "max_threads_per_multi_processor": 2048,
