@@ -27,7 +27,7 @@ from offramp.errors import OfframpError
 
 SOURCES = Path(__file__).with_name("native")
 MODULE = "_core"
-FLAGS = ["-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-w", "-DAT_PER_OPERATOR_HEADERS"]
+FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-w", "-DAT_PER_OPERATOR_HEADERS"]
 
 
 class BuildError(OfframpError):
@@ -109,7 +109,7 @@ def _build(library: Path, announce: Callable[[str], None]) -> None:
         )
     if make is None:
         raise BuildError("the virtual chip needs ninja and found none; `pip install ninja`")
-    announce("compiling the virtual chip's native core (once for this torch, about a minute)")
+    announce("compiling the virtual chip's native core (once for this torch, about half a minute)")
     for left in library.parent.parent.glob("build-*/"):  # of a process killed while it built
         shutil.rmtree(left, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix="build-", dir=library.parent.parent))
@@ -132,29 +132,35 @@ def _rules(cxx: str, work: Path) -> str:
     flags = [*FLAGS, f"-DTORCH_EXTENSION_NAME={MODULE}", *(f"-isystem {path}" for path in includes)]
     links = [f"-L{path} -Wl,-rpath,{path}" for path in library_paths()]
     lines = [
-        f"rule compile\n  command = {cxx} {' '.join(flags)} -c $in -o $out",
+        f"rule compile\n  command = {cxx} $optimize {' '.join(flags)} -c $in -o $out",
         f"rule link\n  command = {cxx} -shared $in -o $out {' '.join(links)} "
         "-ltorch_python -ltorch -ltorch_cpu -lc10",
     ]
     objects = []
-    for unit in _units(work):
+    for unit, optimize in _units(work):
         objects.append(f"{unit.stem}.o")
-        lines.append(f"build {objects[-1]}: compile {_escaped(unit)}")
+        lines.append(f"build {objects[-1]}: compile {_escaped(unit)}\n  optimize = {optimize}")
     lines.append(f"build {MODULE}.so: link {' '.join(objects)}")
     return "\n".join(lines) + "\n"
 
 
-# Compiled as one: PyTorch's headers, which they share, take most of the compiler's time.
-TOGETHER = ("works", "reductions", "group", "collectives", "group_bindings")
-SLOWEST = frozenset({"bindings", "ops", "composed", "run"})
+# Sources that Python calls, or that serve whole collectives: none of them runs for each operator.
+COLD = ("bindings", "spelling", "works", "reductions", "group", "collectives", "group_bindings")
 
 
-def _units(work: Path) -> list[Path]:
-    """What the compiler is called on, the slowest first, so that two cores finish together."""
-    joined = work / "group_unit.cpp"
-    joined.write_text("".join(f'#include "{SOURCES / name}.cpp"\n' for name in TOGETHER))
-    alone = [path for path in SOURCES.glob("*.cpp") if path.stem not in TOGETHER]
-    return [joined, *sorted(alone, key=lambda path: (path.stem not in SLOWEST, path.name))]
+def _units(work: Path) -> list[tuple[Path, str]]:
+    """The two files that the compiler is called on, with their optimization, slowest first.
+
+    PyTorch's headers take most of the compiler's time: sources compiled as one read them once,
+    and two files keep two cores equally long at it. Names must be unique within each file.
+    """
+    cold = [SOURCES / f"{name}.cpp" for name in COLD]
+    hot = sorted(set(SOURCES.glob("*.cpp")) - set(cold))
+    units = []
+    for name, sources, optimize in (("cold", cold, "-O1"), ("hot", hot, "-O2")):
+        units.append((work / f"{name}.cpp", optimize))
+        units[-1][0].write_text("".join(f'#include "{source}"\n' for source in sources))
+    return units
 
 
 def _escaped(path: Path) -> str:

@@ -79,7 +79,7 @@ void route_moves(c10::DispatchKey key) {
   library.impl("to.dtype_layout", to_layout);
 }
 
-class Guard final : public c10::impl::DeviceGuardImplInterface {
+class RoutingGuard final : public c10::impl::DeviceGuardImplInterface {
  public:
   c10::DeviceType type() const override { return kCuda; }
   c10::Device exchangeDevice(c10::Device d) const override {
@@ -142,7 +142,7 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   }
 };
 
-class Hooks final : public at::CUDAHooksInterface {
+class RoutingHooks final : public at::CUDAHooksInterface {
  public:
   void init() const override { below().init(); }
   bool isBuilt() const override { return true; }
@@ -196,12 +196,12 @@ void register_routes() {
   using Key = c10::DispatchKey;
   for (const auto key : {Key::CUDA, Key::SparseCUDA, Key::SparseCsrCUDA}) route_operators(key);
   for (const auto key : {Key::PrivateUse1, Key::AutogradPrivateUse1}) route_moves(key);
-  static const Guard guard;  // c10 keeps a pointer to it for the life of the process
+  static const RoutingGuard guard;  // c10 keeps a pointer to it for the life of the process
   const c10::impl::DeviceGuardImplRegistrar registrar(kCuda, &guard);
   // As in hooks.cpp: ATen made its CUDA hooks at the first question and keeps them.
   auto* slot = const_cast<at::CUDAHooksInterface*>(&at::detail::getCUDAHooks());
-  static_assert(sizeof(Hooks) == sizeof(at::CUDAHooksInterface));
-  new (static_cast<void*>(slot)) Hooks;
+  static_assert(sizeof(RoutingHooks) == sizeof(at::CUDAHooksInterface));
+  new (static_cast<void*>(slot)) RoutingHooks;
 }
 
 }  // namespace offramp
