@@ -167,10 +167,15 @@ class VirtualDevice:
         """The c10d backend between processes that play this chip; see `device.collectives`."""
         return collectives.process_group_class(self._core)
 
-    def operator_counts(self) -> Mapping[str, tuple[int, int]]:
-        """Operator name to (calls, refusals), for those met."""
-        counts: dict[str, tuple[int, int]] = self._core.operator_counts()
+    def operator_counts(self) -> Mapping[str, int]:
+        """Operator name to its calls, for those called."""
+        counts: dict[str, int] = self._core.operator_counts()
         return counts
+
+    def operators_refused(self) -> Mapping[str, tuple[str, int]]:
+        """Operator name to (reason of the last refusal, how many), for those refused."""
+        refused: dict[str, tuple[str, int]] = self._core.operators_refused()
+        return refused
 
     def formats_used(self) -> Mapping[str, int]:
         """torch dtype name to the number of operators called on it."""

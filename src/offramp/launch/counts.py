@@ -24,19 +24,15 @@ def _of_device(device: VirtualDevice) -> Snapshot:
     formats = dict(device.formats_used())
     missing: list[MissingOpRow] = []
     refused: list[RefusedRow] = []
-    for op, (_, refusals) in counts.items():
-        if not refusals:
-            continue
-        reason = _lacking(op, device.chip.missing_ops)
-        if reason is not None:
-            missing.append({"op": op, "reason": reason, "count": refusals})
+    for op, (reason, count) in device.operators_refused().items():
+        if (lacking := _lacking(op, device.chip.missing_ops)) is not None:
+            missing.append({"op": op, "reason": lacking, "count": count})
         else:
-            why = f"{device.chip.name} has no such number format"
-            refused.append({"name": op, "reason": why, "count": refusals})
+            refused.append({"name": op, "reason": reason, "count": count})
     return {
         # A process that never used a chip, such as torchrun's agent, has none to tell of.
         "devices": [_memory(device, index) for index in range(device.count if counts else 0)],
-        "ops": {op: calls for op, (calls, _) in counts.items() if calls},
+        "ops": dict(counts),
         "dtypes": formats,
         "missing_ops": missing,
         "refused": refused,

@@ -56,7 +56,7 @@ class CompiledRow(TypedDict):
 
 
 class MissingOpRow(TypedDict):
-    """An op that ran although the chip is known to lack it."""
+    """An op that the chip is known to lack; its calls were refused."""
 
     op: str
     reason: str

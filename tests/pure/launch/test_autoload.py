@@ -20,8 +20,9 @@ class Device:
         name = "x1"
         unknown_formats = {"float64", "int4"}
         missing_ops = {"aten::fft": types.SimpleNamespace(value="no FFT library")}
-    operator_counts = lambda self: {
-        "aten::mm": (7, 0), "aten::fft.out": (0, 2), "aten::add.Tensor": (4, 1)
+    operator_counts = lambda self: {"aten::mm": 7, "aten::add.Tensor": 4}
+    operators_refused = lambda self: {
+        "aten::fft.out": ("no FFT library", 2), "aten::add.Tensor": ("x1 has no float64", 1)
     }
     formats_used = lambda self: {"float32": 9, "float64": 2}
     memory_stats = lambda self, index: {
@@ -82,7 +83,7 @@ def test_the_chip_is_opened_and_a_record_left(start: Start, tmp_path: Path) -> N
     missing = {"op": "aten::fft.out", "reason": "no FFT library", "count": 2}
     assert record["missing_ops"] == [missing]
     assert record["refused"] == [
-        {"name": "aten::add.Tensor", "reason": "x1 has no such number format", "count": 1},
+        {"name": "aten::add.Tensor", "reason": "x1 has no float64", "count": 1},
         {"name": "b", "reason": "r", "count": 1},
     ]
     assert [row["peak_allocated_bytes"] for row in record["devices"]] == [5, 6]

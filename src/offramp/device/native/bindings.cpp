@@ -52,10 +52,16 @@ void open(const std::string& name, const std::string& brand, const std::string& 
   register_autocast();
 }
 
-std::map<std::string, std::pair<int64_t, int64_t>> operator_counts() {
-  std::map<std::string, std::pair<int64_t, int64_t>> counts;
-  for (const auto* op : operators_met()) counts[op->name] = {op->calls, op->refusals};
+std::map<std::string, int64_t> operator_counts() {
+  std::map<std::string, int64_t> counts;
+  for (const auto* op : operators_called()) counts[op->name] = op->calls;
   return counts;
+}
+
+std::map<std::string, std::pair<std::string, int64_t>> operators_refused() {
+  std::map<std::string, std::pair<std::string, int64_t>> refused;
+  for (const auto& [op, reason, count] : refusals()) refused[op] = {reason, count};
+  return refused;
 }
 
 std::map<std::string, int64_t> formats_used() {
@@ -112,6 +118,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("refuse_formats", &refuse_formats);
   m.def("declare_missing", &declare_missing);
   m.def("operator_counts", &operator_counts);
+  m.def("operators_refused", &operators_refused);
   m.def("formats_used", &formats_used);
   m.def("in_forked_child", &in_forked_child);
   m.def("set_device", &set_current_device);

@@ -240,14 +240,34 @@ Operator& operator_for(const c10::OperatorHandle& handle) {
   return *slot;
 }
 
-std::vector<Operator*> operators_met() {
+std::vector<Operator*> operators_called() {
   auto& all = registry();
   const std::lock_guard<std::mutex> lock(all.mutex);
-  std::vector<Operator*> met;
+  std::vector<Operator*> called;
   for (auto& [name, op] : all.operators) {
-    if (op->calls.load() + op->refusals.load() > 0) met.push_back(op.get());
+    if (op->calls.load() > 0) called.push_back(op.get());
   }
-  return met;
+  return called;
+}
+
+std::vector<Refusal> refusals() {
+  auto& all = registry();
+  const std::lock_guard<std::mutex> lock(all.mutex);
+  std::vector<Refusal> found;
+  for (auto& [name, op] : all.operators) {
+    if (op->refusals.load() > 0) found.push_back({name, op->refused_because, op->refusals});
+  }
+  return found;
+}
+
+void refuse(Operator& op, const std::string& reason, const std::string& message) {
+  {
+    const std::lock_guard<std::mutex> lock(registry().mutex);
+    op.refusals += 1;
+    op.refused_because = reason;
+  }
+  TORCH_CHECK_NOT_IMPLEMENTED(false, message);
+  __builtin_unreachable();
 }
 
 void declare_missing(const std::string& op_name, const std::string& reason) {

@@ -38,10 +38,20 @@ struct Operator {
   std::string missing;        // why this chip does not have it; empty when it does
   std::atomic<int64_t> calls{0};
   std::atomic<int64_t> refusals{0};
+  std::string refused_because;  // the last refusal's reason; read it by `refusals()`
+};
+
+struct Refusal {
+  std::string op;
+  std::string reason;
+  int64_t count;
 };
 
 Operator& operator_for(const c10::OperatorHandle& handle);
-std::vector<Operator*> operators_met();
+std::vector<Operator*> operators_called();
+std::vector<Refusal> refusals();
+// Counts a refusal of `op` for `reason`, a short clause, and raises NotImplementedError.
+[[noreturn]] void refuse(Operator& op, const std::string& reason, const std::string& message);
 
 // Calls `op` by the kernel of `host_key` (CPU, SparseCPU, ...) on the stack's arguments.
 void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack);

@@ -66,14 +66,11 @@ struct Call {
   }
 
   [[noreturn]] void refuse_format(c10::ScalarType type) const {
-    op.refusals += 1;
-    TORCH_CHECK_NOT_IMPLEMENTED(false, "\"", op.name, "\" not implemented for '",
-                                c10::toString(type), "': ", chip().name, " has no ",
-                                c10::toString(type),
-                                " arithmetic. Cast to a format that the chip "
-                                "has; `offramp chips show ",
-                                chip().name, "` lists them.");
-    __builtin_unreachable();
+    const auto reason = c10::str(chip().name, " has no ", c10::toString(type), " arithmetic");
+    refuse(op, reason,
+           c10::str("\"", op.name, "\" not implemented for '", c10::toString(type), "': ", reason,
+                    ". Cast to a format that the chip has; `offramp chips show ", chip().name,
+                    "` lists them."));
   }
 
   [[noreturn]] void refuse_mix(c10::Device other) const {
@@ -180,9 +177,7 @@ bool run_widened(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
 
 void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
   if (!op.missing.empty()) {
-    op.refusals += 1;
-    TORCH_CHECK_NOT_IMPLEMENTED(false, op.name, " does not exist on ", chip().name, ": ",
-                                op.missing);
+    refuse(op, op.missing, c10::str(op.name, " does not exist on ", chip().name, ": ", op.missing));
   }
   if (op.widens && run_widened(op, host_key, stack)) return;
   op.calls.fetch_add(1, std::memory_order_relaxed);
@@ -219,11 +214,12 @@ void run_unregistered(const c10::OperatorHandle& handle, c10::DispatchKey host_k
                       c10::Stack* stack) {
   Operator& op = operator_for(handle);
   if (!handle.hasComputedKernelForDispatchKey(host_key)) {
-    op.refusals += 1;
-    TORCH_CHECK_NOT_IMPLEMENTED(
-        false, "Could not run '", op.name, "' on ", chip().name, " (virtual): the operator has no ",
-        c10::toString(host_key), " kernel to compute its values with. An operator that only CUDA ",
-        "has does not carry over to other chips either; use one that PyTorch has for the CPU too.");
+    const auto reason = c10::str("the operator has no ", c10::toString(host_key),
+                                 " kernel to compute its values with");
+    refuse(op, reason,
+           c10::str("Could not run '", op.name, "' on ", chip().name, " (virtual): ", reason,
+                    ". An operator that only CUDA has does not carry over to other chips either; "
+                    "use one that PyTorch has for the CPU too."));
   }
   run_on_host(op, host_key, stack);
 }
