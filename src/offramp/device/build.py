@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from offramp.cache import cache_dir
 from offramp.errors import OfframpError
 
 SOURCES = Path(__file__).with_name("native")
@@ -32,14 +33,6 @@ FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-w", "-DAT_PER_OPERATOR_
 
 class BuildError(OfframpError):
     """The native core cannot be compiled here; the message says what to install or what failed."""
-
-
-def cache_dir() -> Path:
-    """Where compiled cores lie: `OFFRAMP_CACHE`, or `offramp` in the user's cache folder."""
-    if chosen := os.environ.get("OFFRAMP_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "offramp"
 
 
 def compiler() -> str | None:

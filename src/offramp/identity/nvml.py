@@ -35,11 +35,17 @@ def module(runtime: Runtime, counts: Tally) -> types.ModuleType:
     made.NVMLError = NVMLError
     made.NVML_TEMPERATURE_GPU = made.NVML_CLOCK_SM = 0
     made.nvmlInit = made.nvmlShutdown = lambda *flags: None
-    made.nvmlSystemGetDriverVersion = lambda: "0.0"
     made.nvmlDeviceGetCount = lambda: runtime.count
     made.nvmlDeviceGetName = lambda handle: runtime.chip.presentation.device_name
     made.nvmlDeviceGetHandleByIndex = lambda index: _checked(runtime, index)
     made.nvmlDeviceGetIndex = lambda handle: handle
+
+    def driver_version() -> str:
+        name = "pynvml.nvmlSystemGetDriverVersion"
+        counts.answered_by_default(name, "0.0", "a virtual chip has no driver")
+        return "0.0"
+
+    made.nvmlSystemGetDriverVersion = driver_version
 
     def memory(handle: int, version: int | None = None) -> SimpleNamespace:
         free, total = runtime.mem_get_info(handle)

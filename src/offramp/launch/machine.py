@@ -21,6 +21,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from offramp.cache import cache_dir
 from offramp.chips.detect import Probes, identify
 from offramp.chips.host import host_memory_bytes
 from offramp.launch.command import AUTOLOAD
@@ -268,8 +269,7 @@ def _size_of(folder: str) -> int | None:
 
 
 def _cache(env: Mapping[str, str]) -> Cache:
-    home = Path(env.get("XDG_CACHE_HOME") or Path(env.get("HOME", "/"), ".cache"))
-    folder = Path(env.get("OFFRAMP_CACHE") or home / "offramp")
+    folder = cache_dir(env)
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     cores = sorted(folder.glob("**/*.so"))
     return Cache(

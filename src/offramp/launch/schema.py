@@ -63,11 +63,9 @@ class MissingOpRow(TypedDict):
     count: int
 
 
-class Snapshot(TypedDict, total=False):
-    """What the layers of one process count; the part of a `Record` that they fill."""
+class Counts(TypedDict, total=False):
+    """What was counted, by one process or by all of a run."""
 
-    rank: int | None
-    devices: list[DeviceRow]
     ops: dict[str, int]
     dtypes: dict[str, int]
     names: list[NameRow]
@@ -76,6 +74,13 @@ class Snapshot(TypedDict, total=False):
     compiled: list[CompiledRow]
     missing_ops: list[MissingOpRow]
     unknown_formats: list[str]
+
+
+class Snapshot(Counts, total=False):
+    """What the layers of one process count; the part of a `Record` that they fill."""
+
+    rank: int | None
+    devices: list[DeviceRow]
 
 
 class Record(Snapshot, total=False):
@@ -129,7 +134,7 @@ class DeviceUse(TypedDict):
     together_bytes: int
 
 
-class Summary(TypedDict):
+class Summary(Counts):
     """One run: the records of its processes, added up."""
 
     schema: int
@@ -143,12 +148,4 @@ class Summary(TypedDict):
     torch: list[str]
     processes: list[ProcessRow]
     devices: list[DeviceUse]
-    ops: dict[str, int]
-    dtypes: dict[str, int]
-    names: list[NameRow]
-    refused: list[RefusedRow]
-    defaults: list[DefaultRow]
-    compiled: list[CompiledRow]
-    missing_ops: list[MissingOpRow]
-    unknown_formats: list[str]
     problems: list[str]
