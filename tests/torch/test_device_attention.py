@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from agree import agree
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.usefixtures("chip")
 aten = torch.ops.aten
 
 
 def inputs(device: str, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    return [
-        torch.randn(2, 3, 8, 16, device=device, dtype=dtype, requires_grad=True) for _ in range(3)
-    ]
+    return [torch.randn(2, 3, 8, 16).to(device, dtype).requires_grad_() for _ in range(3)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -33,7 +34,7 @@ def test_masks_and_grouped_heads() -> None:
     def program(device: str) -> object:
         q, k, v = inputs(device)
         mask = torch.ones(8, 8, dtype=torch.bool, device=device).tril()
-        bias = torch.randn(8, 8, device=device)
+        bias = torch.randn(8, 8).to(device)
         return (
             scaled_dot_product_attention(q, k, v, attn_mask=mask),
             scaled_dot_product_attention(q, k, v, attn_mask=bias),
@@ -41,6 +42,35 @@ def test_masks_and_grouped_heads() -> None:
         )
 
     agree(program, exact=False)
+
+
+class Names(TorchDispatchMode):
+    """The attention operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "attention" in str(func):
+            self.met.append(str(func).split(".")[1].removeprefix("_scaled_dot_product_"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "masked", "kind"),
+    [
+        (torch.bfloat16, False, "flash"),
+        (torch.float16, True, "efficient"),
+        (torch.float32, False, "efficient"),
+    ],
+)
+def test_the_operators_are_those_of_cuda(dtype: torch.dtype, masked: bool, kind: str) -> None:
+    q, k, v = inputs("cuda", dtype)
+    mask = torch.zeros(8, 8, device="cuda", dtype=dtype) if masked else None
+    with Names() as names:
+        scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()
+    assert names.met == [f"{kind}_attention", f"{kind}_attention_backward"]
 
 
 @pytest.mark.parametrize(

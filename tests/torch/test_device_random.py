@@ -1,4 +1,4 @@
-"""One seed gives one stream on every virtual chip: the CPU's."""
+"""As with CUDA's Philox: an operator's draws are a function of the generator's seed and offset."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from agree import agree
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytestmark = pytest.mark.usefixtures("chip")
 
@@ -26,13 +28,12 @@ DRAWS: dict[str, Callable[[str], torch.Tensor]] = {
     "poisson": lambda d: torch.poisson(torch.full((9,), 4.0, device=d)),
     "dropout2d": lambda d: torch.nn.functional.dropout2d(torch.ones(4, 8, 3, 3, device=d), 0.5),
     "rrelu": lambda d: torch.nn.functional.rrelu(-torch.ones(20, device=d), training=True),
-    "truncated": lambda d: torch.nn.init.trunc_normal_(torch.empty(20, device=d)),
     "kaiming": lambda d: torch.nn.Linear(6, 5, device=d).weight,
 }
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_draws_are_those_of_the_cpu(name: str) -> None:
+def test_the_first_draws_of_a_seed_are_those_of_the_cpu(name: str) -> None:
     agree(DRAWS[name])
 
 
@@ -59,6 +60,35 @@ def test_generators_of_a_chip_are_their_own() -> None:
         torch.rand(3, device="cuda", generator=again), torch.rand(3, device="cuda", generator=mine)
     )
     assert mine.initial_seed() == 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**63 - 1), offset=st.integers(0, 2**40).map(lambda n: 4 * n))
+def test_a_state_is_a_seed_and_an_offset(seed: int, offset: int) -> None:
+    words = torch.tensor([seed, offset], dtype=torch.int64)
+    first = torch.Generator("cuda")
+    first.set_state(words.view(torch.uint8))
+    assert first.initial_seed() == seed
+    drawn = torch.rand(40, device="cuda", generator=first)
+    assert torch.equal(first.get_state().view(torch.int64), words + torch.tensor([0, 4]))
+    second = torch.Generator("cuda").manual_seed(seed)
+    second.set_offset(offset)
+    assert torch.equal(torch.rand(40, device="cuda", generator=second), drawn)
+    assert not torch.equal(torch.rand(40, device="cuda", generator=second), drawn)
+
+
+def test_draws_at_successive_offsets_are_independent() -> None:
+    torch.manual_seed(0)
+    rows = torch.stack([torch.randn(4096, device="cuda") for _ in range(64)]).cpu()
+    assert abs(rows.mean()) < 5 / rows.numel() ** 0.5
+    assert abs(rows.var() - 1) < 5 * (2 / rows.numel()) ** 0.5
+    correlation = torch.corrcoef(rows) - torch.eye(64)
+    assert correlation.abs().max() < 5.5 / 4096**0.5  # 2,016 pairs: expected maximum 3.5
+
+
+def test_a_state_of_another_size_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="RNG state is wrong size: 5056 bytes, expected 16"):
+        torch.cuda.set_rng_state(torch.get_rng_state())
 
 
 def test_chips_and_the_cpu_draw_from_separate_streams() -> None:

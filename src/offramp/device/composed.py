@@ -1,7 +1,7 @@
 """Operators that PyTorch has for accelerators only, composed of those that the CPU has.
 
-Programs meet them through public names: `SyncBatchNorm`, `torch.mm(..., out_dtype=)`, CTC loss,
-context parallelism's attention. Signatures are those of ATen (native_functions.yaml). What a
+Programs meet them through public names: `SyncBatchNorm`, `torch.mm(..., out_dtype=)`, CTC loss.
+Signatures are those of ATen (native_functions.yaml). What a
 composition cannot give is refused by name.
 """
 
@@ -13,15 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.device import attention
-
 _libraries: list[torch.library.Library] = []
 
 
 def install(key: str, chip_name: str) -> None:
     """Register every operator of this file at the dispatch key of the chip's tensors."""
     library = torch.library.Library("aten", "IMPL")
-    for name, function in (_table() | attention.table(chip_name)).items():
+    for name, function in _table().items():
         library.impl(name, function, key)
     _libraries.append(library)  # registrations live as long as it does
 

@@ -1,20 +1,13 @@
-// Operators that PyTorch composes differently for an accelerator than for the CPU: attention,
-// and the fused cells of recurrent networks, which have kernels for accelerators only.
-#include <ATen/Context.h>
+// Operators that PyTorch composes differently for an accelerator than for the CPU: the fused cells
+// of recurrent networks, which have kernels for accelerators only, and softmax.
 #include <ATen/TensorOperators.h>
-#include <ATen/native/transformers/attention.h>
-#include <ATen/ops/_fused_sdp_choice.h>
-#include <ATen/ops/_scaled_dot_product_attention_math.h>
-#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/full_like.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
-#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -25,47 +18,6 @@ namespace {
 
 using at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
-
-enum Backend : int64_t { kMath = 0, kFlash = 1 };  // at::SDPBackend
-
-// One of CUDA's fused kernels would do, and the CPU has a fused one for these arguments.
-bool fused(const Tensor& query, const Tensor& key, const Tensor& value, const MaybeTensor& mask,
-           double dropout, bool causal, std::optional<double> scale, bool gqa) {
-  if (mask && mask->defined() && mask->requires_grad()) return false;
-  auto& context = at::globalContext();
-  const bool flash = context.userEnabledFlashSDP();
-  if (!flash && !context.userEnabledMemEfficientSDP() && !context.userEnabledCuDNNSDP())
-    return false;
-  if (!flash) context.setSDPUseFlash(true);
-  const auto choice = at::_fused_sdp_choice(query, key, value, mask, dropout, causal, scale, gqa);
-  if (!flash) context.setSDPUseFlash(false);
-  return choice == kFlash;
-}
-
-Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
-                 const MaybeTensor& mask, double dropout, bool causal, std::optional<double> scale,
-                 bool gqa) {
-  TORCH_CHECK(query.dim() >= 2 && key.dim() >= 2 && value.dim() >= 2,
-              "scaled_dot_product_attention: query, key and value must have at least 2 dimensions");
-  TORCH_CHECK(
-      query.dtype() == key.dtype() && query.dtype() == value.dtype(),
-      "Expected query, key, and value to have the same dtype, but got query.dtype: ", query.dtype(),
-      " key.dtype: ", key.dtype(), " and value.dtype: ", value.dtype(), " instead.");
-  if (fused(query, key, value, mask, dropout, causal, scale, gqa)) {
-    MaybeTensor bias = mask;
-    if (mask && mask->defined() && mask->scalar_type() == at::kBool) {
-      bias = at::zeros_like(*mask, query.options())
-                 .masked_fill_(mask->logical_not(), -std::numeric_limits<double>::infinity());
-    }
-    return std::get<0>(at::_scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout,
-                                                                       causal, bias, scale));
-  }
-  TORCH_CHECK(at::globalContext().userEnabledMathSDP(),
-              "No available kernel. Aborting execution. The attention backends that are enabled do "
-              "not take these arguments; enable SDPBackend.MATH as well.");
-  return std::get<0>(at::_scaled_dot_product_attention_math(query, key, value, mask, dropout,
-                                                            causal, std::nullopt, scale, gqa));
-}
 
 Tensor plus(const Tensor& sum, const MaybeTensor& bias) {
   return bias && bias->defined() ? sum + *bias : sum;
@@ -154,17 +106,7 @@ constexpr char kLogSoftmaxBackward[] = "aten::_log_softmax_backward_data";
 
 }  // namespace
 
-// Asked where no kernel of ours stands between: by fake tensors, whose values are never computed.
-static int64_t choose_for_fake_tensors(const Tensor&, const Tensor&, const Tensor&,
-                                       const MaybeTensor&, double, bool, std::optional<double>,
-                                       bool) {
-  return kMath;
-}
-
 void register_composed_operators(torch::Library& library) {
-  if (dense_key() == c10::DispatchKey::CUDA) {
-    at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(&choose_for_fake_tensors);
-  }
   library.impl("_thnn_fused_lstm_cell", lstm_cell);
   library.impl("_thnn_fused_lstm_cell_backward_impl", lstm_cell_backward);
   library.impl("_thnn_fused_gru_cell", gru_cell);
@@ -173,10 +115,6 @@ void register_composed_operators(torch::Library& library) {
   library.impl("_log_softmax", softmax<kLogSoftmax>);
   library.impl("_softmax_backward_data", softmax_backward<kSoftmaxBackward>);
   library.impl("_log_softmax_backward_data", softmax_backward<kLogSoftmaxBackward>);
-  library.impl("scaled_dot_product_attention", attention);
-  const auto autograd = c10::getAutogradKeyFromBackend(c10::toBackendComponent(dense_key()));
-  static torch::Library above(torch::Library::IMPL, "aten", autograd, __FILE__, __LINE__);
-  above.impl("scaled_dot_product_attention", attention);
 }
 
 }  // namespace offramp

@@ -1,10 +1,14 @@
 #include "generator.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/Utils.h>
 #include <c10/core/GeneratorImpl.h>
 #include <c10/util/Exception.h>
 
 #include <array>
+#include <atomic>
+#include <cstring>
 #include <mutex>
 
 #include "chip.h"
@@ -12,41 +16,79 @@
 namespace offramp {
 namespace {
 
+constexpr uint64_t kStep = 4;  // offsets are multiples of 4, as CUDA's are
+constexpr int64_t kWord = sizeof(uint64_t);
+
+// splitmix64, the finalizer (Steele, Lea, Flood 2014).
+uint64_t mixed(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+
 class ChipGenerator final : public c10::GeneratorImpl {
  public:
-  ChipGenerator(int index, at::Generator host)
-      : GeneratorImpl(device(index), c10::DispatchKeySet(dense_key())), host_(std::move(host)) {}
+  explicit ChipGenerator(int index)
+      : GeneratorImpl(offramp::device(index), c10::DispatchKeySet(dense_key())) {}
 
   void set_current_seed(uint64_t seed) override {
-    host_.set_current_seed(seed);
+    seed_ = seed;
     offset_ = 0;
   }
   void set_offset(uint64_t offset) override { offset_ = offset; }
   uint64_t get_offset() const override { return offset_; }
-  uint64_t current_seed() const override { return host_.current_seed(); }
-  uint64_t seed() override { return host_.seed(); }
+  uint64_t current_seed() const override { return seed_; }
+  uint64_t seed() override {
+    set_current_seed(c10::detail::getNonDeterministicRandom(true));
+    return seed_;
+  }
+
   void set_state(const c10::TensorImpl& state) override {
-    host_.unsafeGetGeneratorImpl()->set_state(state);
+    at::detail::check_rng_state(state);
+    const auto bytes = state.numel();
+    TORCH_CHECK(bytes == 2 * kWord || bytes == kWord, "RNG state is wrong size: ", bytes,
+                " bytes, expected ", 2 * kWord, " (seed and offset)");
+    const auto* words = static_cast<const char*>(state.data());
+    std::memcpy(&seed_, words, kWord);
+    uint64_t offset = 0;
+    if (bytes > kWord) std::memcpy(&offset, words + kWord, kWord);
+    offset_ = offset;
   }
   c10::intrusive_ptr<c10::TensorImpl> get_state() const override {
-    return host_.unsafeGetGeneratorImpl()->get_state();
+    const at::Tensor state(at::detail::empty_cpu({2 * kWord}, at::kByte));
+    const uint64_t words[] = {seed_, offset_};
+    std::memcpy(state.mutable_data_ptr(), words, sizeof(words));
+    return state.getIntrusivePtr();
   }
-  const at::Generator& host() const { return host_; }
+
+  // A generator for the draws of one operator, which are a function of seed and offset.
+  at::Generator draw() {
+    const uint64_t offset = offset_.fetch_add(kStep);
+    auto host = at::detail::createCPUGenerator(seed_);
+    if (offset == 0) return host;  // what the CPU draws first from this seed
+    at::mt19937 engine;
+    auto data = engine.data();
+    uint64_t x = mixed(seed_) ^ offset;
+    for (auto& word : data.state_) word = static_cast<uint32_t>(mixed(x += 0x9e3779b97f4a7c15));
+    engine.set_data(data);
+    host.get<at::CPUGeneratorImpl>()->set_engine(engine);
+    return host;
+  }
 
  private:
   ChipGenerator* clone_impl() const override {
-    return new ChipGenerator(device().index(), host_.clone());
+    auto* clone = new ChipGenerator(device().index());
+    clone->seed_ = seed_;
+    clone->offset_ = offset_.load();
+    return clone;
   }
-  static c10::Device device(int index) { return offramp::device(index); }
   c10::Device device() const { return device_; }
 
-  at::Generator host_;
-  uint64_t offset_{0};
+  uint64_t seed_{c10::default_rng_seed_val};
+  std::atomic<uint64_t> offset_{0};
 };
 
-at::Generator make(int index) {
-  return at::make_generator<ChipGenerator>(index, at::detail::createCPUGenerator());
-}
+at::Generator make(int index) { return at::make_generator<ChipGenerator>(index); }
 
 std::mutex seed_mutex;
 
@@ -70,15 +112,15 @@ const at::Generator& default_generator(int index) {
 
 at::Generator new_generator(int index) { return make(index < 0 ? current_device() : index); }
 
-at::Generator host_generator(const at::Generator& generator) {
+at::Generator draw(const at::Generator& generator) {
   TORCH_CHECK(is_chip(generator.device()), "Expected a '", device(0).type(),
               "' device type for generator but found '", generator.device().type(), "'");
-  return static_cast<ChipGenerator*>(generator.unsafeGetGeneratorImpl())->host();
+  return static_cast<ChipGenerator*>(generator.unsafeGetGeneratorImpl())->draw();
 }
 
 // Kernels without a generator argument read the process's default CPU generator; it is exchanged
 // for the time of the call, one call at a time.
-SeedScope::SeedScope(int index) : host_(host_generator(default_generator(index))) {
+SeedScope::SeedScope(int index) : host_(draw(default_generator(index))) {
   seed_mutex.lock();
   std::swap(default_host_generator(), host_);
 }

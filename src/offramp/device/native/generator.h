@@ -1,5 +1,6 @@
-// The chip's random generators. Each wraps a CPU generator, so that one seed gives one stream on
-// every virtual chip, whichever it is.
+// The chip's random generators. As with CUDA's, a generator is a seed and an offset (16 bytes of
+// state); every operator that draws takes what the offset gives and moves it on. The numbers are
+// the same on every virtual chip.
 #pragma once
 
 #include <ATen/core/Generator.h>
@@ -9,8 +10,9 @@ namespace offramp {
 const at::Generator& default_generator(int index);
 at::Generator new_generator(int index);
 
-// The CPU generator behind one of the chip's; throws for a generator of another device.
-at::Generator host_generator(const at::Generator& generator);
+// A CPU generator for one operator's draws, from one of the chip's; throws for a generator of
+// another device.
+at::Generator draw(const at::Generator& generator);
 
 // While alive, CPU kernels that take no generator draw from the chip's default one.
 class SeedScope {

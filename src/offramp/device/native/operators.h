@@ -74,8 +74,9 @@ at::Tensor adopt(const at::Tensor& tensor, int index, const char* label);
 
 // Registers `run_on_host` for every operator that the CPU has and this chip needs.
 void register_boxed(c10::DispatchKey key, c10::DispatchKey host_key);
-// ops.cpp and composed.cpp: the operators written by hand.
+// ops.cpp, composed.cpp and attention.cpp: the operators written by hand.
 void register_own_operators();
 void register_composed_operators(torch::Library& library);
+void register_attention(torch::Library& library);
 
 }  // namespace offramp

@@ -194,6 +194,7 @@ void register_own_operators() {
   library.impl("unfold", unfold);
   library.impl("record_stream", record_stream);
   register_composed_operators(library);
+  register_attention(library);
 }
 
 }  // namespace offramp

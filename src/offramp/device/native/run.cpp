@@ -133,7 +133,7 @@ struct Call {
 };
 
 void draw_from_chip(Operator& op, c10::IValue& value, int index) {
-  value = host_generator(value.isNone() ? default_generator(index) : value.toGenerator());
+  value = draw(value.isNone() ? default_generator(index) : value.toGenerator());
 }
 
 }  // namespace

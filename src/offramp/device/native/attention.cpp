@@ -1,0 +1,196 @@
+// Attention as CUDA has it: the choice among the fused kernels, and those kernels by CUDA's names,
+// which DTensor's rules, checkpointing policies and counters of operations know. The CPU's flash
+// kernel computes all of them.
+//
+// Shapes: query [batch, heads, queries, size], key and value [batch, heads, keys, size], logsumexp
+// [batch, heads, queries]. What only seeds CUDA's dropout is zero, and dropout is refused: the
+// masks of forward and backward could not be the same.
+#include <ATen/Context.h>
+#include <ATen/native/transformers/attention.h>
+#include <ATen/ops/_fused_sdp_choice_native.h>
+#include <ATen/ops/_scaled_dot_product_attention_math.h>
+#include <ATen/ops/_scaled_dot_product_cudnn_attention.h>
+#include <ATen/ops/_scaled_dot_product_efficient_attention.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <array>
+#include <limits>
+#include <optional>
+#include <tuple>
+
+#include "operators.h"
+
+namespace offramp {
+namespace {
+
+using at::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+using Scale = std::optional<double>;
+using Grads = std::tuple<Tensor, Tensor, Tensor>;
+using Attended =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tensor, Tensor, Tensor>;
+
+enum Backend : int64_t { kMath = 0, kFlash = 1, kEfficient = 2, kCudnn = 3 };  // at::SDPBackend
+
+// The fused kernel that CUDA would take, of those enabled, where the CPU's takes these arguments.
+int64_t choose(const Tensor& query, const Tensor& key, const Tensor& value, const MaybeTensor& mask,
+               double dropout, bool causal, Scale scale, bool gqa) {
+  const bool masked = mask && mask->defined();
+  if (masked && mask->requires_grad()) return kMath;
+  auto& context = at::globalContext();
+  const bool flash = context.userEnabledFlashSDP();
+  const bool efficient = context.userEnabledMemEfficientSDP();
+  if (!flash && !efficient && !context.userEnabledCuDNNSDP()) return kMath;
+  if (!flash) context.setSDPUseFlash(true);
+  const auto of_cpu =
+      at::native::_fused_sdp_choice_cpp(query, key, value, mask, dropout, causal, scale, gqa);
+  if (!flash) context.setSDPUseFlash(false);
+  if (of_cpu != kFlash) return kMath;
+  const bool half = query.scalar_type() == at::kHalf || query.scalar_type() == at::kBFloat16;
+  if (flash && !masked && (half || !efficient)) return kFlash;
+  if (efficient) return kEfficient;
+  return context.userEnabledCuDNNSDP() ? kCudnn : kMath;
+}
+
+Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                 const MaybeTensor& mask, double dropout, bool causal, Scale scale, bool gqa) {
+  TORCH_CHECK(query.dim() >= 2 && key.dim() >= 2 && value.dim() >= 2,
+              "scaled_dot_product_attention: query, key and value must have at least 2 dimensions");
+  TORCH_CHECK(
+      query.dtype() == key.dtype() && query.dtype() == value.dtype(),
+      "Expected query, key, and value to have the same dtype, but got query.dtype: ", query.dtype(),
+      " key.dtype: ", key.dtype(), " and value.dtype: ", value.dtype(), " instead.");
+  const auto choice = choose(query, key, value, mask, dropout, causal, scale, gqa);
+  if (choice == kMath) {
+    TORCH_CHECK(at::globalContext().userEnabledMathSDP(),
+                "No available kernel. Aborting execution. The attention backends that are enabled "
+                "do not take these arguments; enable SDPBackend.MATH as well.");
+    return std::get<0>(at::_scaled_dot_product_attention_math(query, key, value, mask, dropout,
+                                                              causal, std::nullopt, scale, gqa));
+  }
+  if (choice == kFlash) {
+    return std::get<0>(
+        at::_scaled_dot_product_flash_attention(query, key, value, dropout, causal, false, scale));
+  }
+  MaybeTensor bias = mask;
+  if (mask && mask->defined() && mask->scalar_type() == at::kBool) {
+    bias = at::zeros_like(*mask, query.options())
+               .masked_fill_(mask->logical_not(), -std::numeric_limits<double>::infinity());
+  }
+  const bool trains = query.requires_grad() || key.requires_grad() || value.requires_grad();
+  if (choice == kEfficient) {
+    return std::get<0>(at::_scaled_dot_product_efficient_attention(query, key, value, bias, trains,
+                                                                   dropout, causal, scale));
+  }
+  return std::get<0>(at::_scaled_dot_product_cudnn_attention(query, key, value, bias, trains,
+                                                             dropout, causal, false, scale));
+}
+
+[[noreturn]] void refuse_kernel(const char* kind, const char* what) {
+  const auto name = c10::str("aten::_scaled_dot_product_", kind, "_attention");
+  static constexpr char reason[] = "the CPU has no kernel to compute its values with";
+  refuse(
+      operator_for(c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "")),
+      c10::str("with ", what, ", ", reason),
+      c10::str(name, " with ", what, " is not supported on ", chip().name, " (virtual): ", reason,
+               ". Call torch.nn.functional.scaled_dot_product_attention, which chooses "
+               "one that it has."));
+}
+
+std::tuple<Tensor, Tensor> forward(const char* kind, const Tensor& query, const Tensor& key,
+                                   const Tensor& value, const MaybeTensor& bias, double dropout,
+                                   bool causal, Scale scale) {
+  if (dropout != 0) refuse_kernel(kind, "dropout");
+  return at::_scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, bias,
+                                                         scale);
+}
+
+Attended attended(std::tuple<Tensor, Tensor> made, const Tensor& query, const Tensor& key) {
+  const auto seed = at::zeros({}, query.options().dtype(at::kLong));
+  const auto nothing = at::zeros({0}, query.options());
+  return {std::get<0>(made),
+          std::get<1>(made),
+          Tensor(),
+          Tensor(),
+          query.sym_size(2),
+          key.sym_size(2),
+          seed,
+          seed.clone(),
+          nothing};
+}
+
+Attended flash(const Tensor& query, const Tensor& key, const Tensor& value, double dropout,
+               bool causal, bool, Scale scale) {
+  const auto made = forward("flash", query, key, value, std::nullopt, dropout, causal, scale);
+  return attended(made, query, key);
+}
+
+Grads flash_backward(const Tensor& grad, const Tensor& query, const Tensor& key,
+                     const Tensor& value, const Tensor& out, const Tensor& logsumexp, const Tensor&,
+                     const Tensor&, c10::SymInt, c10::SymInt, double, bool causal, const Tensor&,
+                     const Tensor&, Scale scale) {
+  return at::_scaled_dot_product_flash_attention_for_cpu_backward(
+      grad, query, key, value, out, logsumexp, 0.0, causal, std::nullopt, scale);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> efficient(const Tensor& query, const Tensor& key,
+                                                     const Tensor& value, const MaybeTensor& bias,
+                                                     bool, double dropout, bool causal,
+                                                     Scale scale) {
+  const auto [out, logsumexp] =
+      forward("efficient", query, key, value, bias, dropout, causal, scale);
+  const auto seed = at::zeros({}, query.options().dtype(at::kLong));
+  return {out, logsumexp, seed, seed.clone()};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
+    const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
+    const Tensor& bias, const Tensor& out, const Tensor& logsumexp, const Tensor&, const Tensor&,
+    double, std::array<bool, 4> wanted, bool causal, Scale scale) {
+  if (!grad.defined()) return {};
+  if (wanted[3]) refuse_kernel("efficient", "a gradient of the bias");
+  const MaybeTensor given = bias.defined() ? MaybeTensor(bias) : std::nullopt;
+  auto [d_query, d_key, d_value] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+      grad, query, key, value, out, logsumexp, 0.0, causal, given, scale);
+  return {d_query, d_key, d_value, Tensor()};
+}
+
+Attended cudnn(const Tensor& query, const Tensor& key, const Tensor& value, const MaybeTensor& bias,
+               bool, double dropout, bool causal, bool, Scale scale) {
+  return attended(forward("cudnn", query, key, value, bias, dropout, causal, scale), query, key);
+}
+
+Grads cudnn_backward(const Tensor& grad, const Tensor& query, const Tensor& key,
+                     const Tensor& value, const Tensor& out, const Tensor& logsumexp, const Tensor&,
+                     const Tensor&, const Tensor& bias, const Tensor&, const Tensor&, c10::SymInt,
+                     c10::SymInt, double, bool causal, Scale scale) {
+  const MaybeTensor given = bias.defined() ? MaybeTensor(bias) : std::nullopt;
+  return at::_scaled_dot_product_flash_attention_for_cpu_backward(
+      grad, query, key, value, out, logsumexp, 0.0, causal, given, scale);
+}
+
+}  // namespace
+
+void register_attention(torch::Library& library) {
+  // Asked where no kernel of ours stands between: by fake tensors.
+  if (dense_key() == c10::DispatchKey::CUDA) {
+    at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(&choose);
+  }
+  library.impl("_scaled_dot_product_flash_attention", flash);
+  library.impl("_scaled_dot_product_flash_attention_backward", flash_backward);
+  library.impl("_scaled_dot_product_efficient_attention", efficient);
+  library.impl("_scaled_dot_product_efficient_attention_backward", efficient_backward);
+  library.impl("_scaled_dot_product_cudnn_attention", cudnn);
+  library.impl("_scaled_dot_product_cudnn_attention_backward", cudnn_backward);
+  library.impl("scaled_dot_product_attention", attention);
+  const auto autograd = c10::getAutogradKeyFromBackend(c10::toBackendComponent(dense_key()));
+  static torch::Library above(torch::Library::IMPL, "aten", autograd, __FILE__, __LINE__);
+  above.impl("scaled_dot_product_attention", attention);
+}
+
+}  // namespace offramp
