@@ -52,3 +52,19 @@ def test_asynchronous_checkpoint(play: Play) -> None:
         play("training:asynchronous_checkpoint", backend="cpu:gloo,cuda:nccl")
     ):
         same(results, [torch.full((5,), rank + 1.0), torch.full((2,), 2.0)])
+
+
+def test_shards_draw_each_their_own(play: Play) -> None:
+    first, second = play("training:drawn_by_shards")
+    same(first, second)
+    parts = first["parts"]
+    assert not torch.equal(parts[:4], parts[4:])
+    assert 0.6 < parts.std() < 1.4
+    assert set(first["dropped"].unique().tolist()) == {0.0, 2.0}
+    assert not torch.equal(first["dropped"][:, :4], first["dropped"][:, 4:])
+
+
+def test_attention_of_shards(play: Play) -> None:
+    for found in play("training:attention_of_shards"):
+        same(found["heads"], found["whole"], **ROUNDING)
+        same(found["sequences"], found["whole"], **ROUNDING)

@@ -316,3 +316,56 @@ def asynchronous_checkpoint(place: Any) -> Any:
     host = torch.ones(2)
     dist.all_reduce(host)
     return state[name], host
+
+
+def drawn_by_shards(place: Any) -> dict[str, Any]:
+    """Parameters sharded over ranks are initialized where they lie, as after `to_empty`."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh(place.kind, (place.world,))
+    torch.manual_seed(4)
+    blank = torch.empty(8, 8, device=place.device)
+    parts = distribute_tensor(blank, mesh, [Shard(0)])
+    same = distribute_tensor(blank, mesh, [Replicate()])
+    nn.init.normal_(parts)
+    nn.init.uniform_(same)
+    dropped = nn.functional.dropout(distribute_tensor(blank.fill_(1), mesh, [Shard(1)]), 0.5)
+    state = torch.cuda.get_rng_state()
+    return {
+        "parts": parts.full_tensor(),
+        "same": same.to_local(),
+        "dropped": dropped.full_tensor(),
+        "state": state.view(torch.int64),
+    }
+
+
+def attention_of_shards(place: Any) -> dict[str, Any]:
+    """Attention with its heads spread over ranks, and over sequences by context parallelism."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.distributed.tensor.experimental import context_parallel
+    from torch.distributed.tensor.experimental._attention import context_parallel_unshard
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    made = torch.Generator().manual_seed(5)
+    qkv = [torch.randn(2, 4, 8, 16, generator=made).to(place.device) for _ in range(3)]
+    mesh = init_device_mesh(place.kind, (place.world,))
+
+    def attended(q: Any, k: Any, v: Any) -> list[torch.Tensor]:
+        leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+        out = nn.functional.scaled_dot_product_attention(*leaves, is_causal=True)
+        out.sum().backward()
+        return [full(out.detach()), *(full(leaf.grad) for leaf in leaves)]
+
+    heads = attended(*(distribute_tensor(t, mesh, [Shard(1)]) for t in qkv))
+    whole = attended(*qkv)
+    buffers = [t.clone() for t in qkv]
+    with (
+        sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION]),
+        context_parallel(mesh, buffers=buffers, buffer_seq_dims=[2, 2, 2]),
+    ):
+        leaves = [t.detach().requires_grad_() for t in buffers]
+        out = nn.functional.scaled_dot_product_attention(*leaves, is_causal=True)
+        out.sum().backward()
+        parts = [out.detach(), *(leaf.grad for leaf in leaves)]
+    sequences = list(context_parallel_unshard(mesh, [*parts], [2] * 4))
+    return {"whole": whole, "heads": heads, "sequences": sequences}
