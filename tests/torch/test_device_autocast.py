@@ -31,7 +31,7 @@ def test_own_name_chips_have_the_lists_of_this_torch(ours: str) -> None:
         for entry in re.findall(r"_\(([^)]*)\)", line[1])
     }
     text = (SOURCES / "autocast.cpp").read_text()
-    block = re.search(rf"const Names {ours}{{([^}}]*)}}", text)
+    block = re.search(rf"const Listed {ours}{{([^}}]*)}}", text)
     assert block is not None
     assert set(re.findall(r'"([^"]+)"', block[1])) == expected
 
