@@ -128,7 +128,7 @@ def test_double_backward() -> None:
     agree(program)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
 def test_function_transforms() -> None:
     def program(device: str) -> Any:
         w, x = torch.randn(3, 3).to(device), torch.randn(5, 3).to(device)
@@ -144,7 +144,7 @@ def test_function_transforms() -> None:
     agree(program)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
 def test_forward_mode() -> None:
     def program(device: str) -> Any:
         x, t = torch.randn(3, 4).to(device), torch.randn(3, 4).to(device)

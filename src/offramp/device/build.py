@@ -119,14 +119,17 @@ def _build(library: Path, announce: Callable[[str], None]) -> None:
 
 
 def _rules(cxx: str, work: Path) -> str:
-    from torch.utils.cpp_extension import include_paths, library_paths
+    import torch
 
-    includes = [*include_paths(), sysconfig.get_paths()["include"]]
+    # Not asked of torch.utils.cpp_extension, which says on import where it found a CUDA toolkit.
+    root = Path(torch.__file__).parent
+    headers = root / "include"
+    includes = [headers, headers / "torch/csrc/api/include", sysconfig.get_paths()["include"]]
     flags = [*FLAGS, f"-DTORCH_EXTENSION_NAME={MODULE}", *(f"-isystem {path}" for path in includes)]
-    links = [f"-L{path} -Wl,-rpath,{path}" for path in library_paths()]
+    libraries = root / "lib"
     lines = [
         f"rule compile\n  command = {cxx} $optimize {' '.join(flags)} -c $in -o $out",
-        f"rule link\n  command = {cxx} -shared $in -o $out {' '.join(links)} "
+        f"rule link\n  command = {cxx} -shared $in -o $out -L{libraries} -Wl,-rpath,{libraries} "
         "-ltorch_python -ltorch -ltorch_cpu -lc10",
     ]
     objects = []
@@ -138,7 +141,10 @@ def _rules(cxx: str, work: Path) -> str:
 
 
 # Sources that Python calls, or that serve whole collectives: none of them runs for each operator.
-COLD = ("bindings", "spelling", "works", "reductions", "group", "collectives", "group_bindings")
+COLD = (
+    *("bindings", "cover", "spelling"),
+    *("works", "reductions", "group", "collectives", "group_bindings"),
+)
 
 
 def _units(work: Path) -> list[tuple[Path, str]]:

@@ -10,7 +10,7 @@ import torch
 from torch.utils import backend_registration
 
 from offramp.chips import Chip
-from offramp.device import build, collectives, composed, holdings, printing, storage
+from offramp.device import build, collectives, composed, cover, holdings, printing, storage
 from offramp.errors import UsageError
 
 # Names that PyTorch keeps for its own devices, beside `cuda`.
@@ -66,7 +66,9 @@ def open_device(
     if kind != "cuda":
         backend_registration.rename_privateuse1_backend(kind)
     brand = "CUDA" if kind == "cuda" else kind.upper()
+    cover.settle()
     core.open(chip.name, brand, kind, count, memory_bytes)
+    cover.install(core)
     core.refuse_formats(_format_mask(chip.absent_formats, core.scalar_types()))
     core.explain_out_of_memory_with(lambda index: holdings.explain(kind, index))
     if kind == "cuda":

@@ -6,6 +6,7 @@ CUDA build. What cannot be had is refused by name, with the reason and the way o
 
 from __future__ import annotations
 
+import functools
 import importlib
 import types
 from collections.abc import Callable
@@ -123,9 +124,12 @@ def _sensor(name: str, counts: Tally) -> Callable[..., int]:
 def _refuse_functions(counts: Tally, patches: Patches) -> None:
     for full, entry in tally.table().items():
         prefix, _, leaf = full.rpartition(".")
-        is_function = isinstance(getattr(torch.cuda, leaf, None), types.FunctionType)
-        if entry.answer == "refused" and prefix == "torch.cuda" and is_function:
-            patches.set(torch.cuda, leaf, _refusing(full, counts))
+        function = getattr(torch.cuda, leaf, None)
+        if not isinstance(function, types.FunctionType):
+            continue
+        if entry.answer == "refused" and prefix == "torch.cuda":
+            refuse = functools.wraps(function)(_refusing(full, counts))  # PyTorch unwraps some
+            patches.set(torch.cuda, leaf, refuse)
 
 
 def _refusing(full: str, counts: Tally) -> Callable[..., NoReturn]:

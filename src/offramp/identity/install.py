@@ -10,6 +10,7 @@ from offramp.identity import (
     dataparallel,
     distributed,
     legacy,
+    nvidia,
     own_name,
     packages,
     precision,
@@ -34,6 +35,7 @@ class Identity:
                 part.install(runtime, self.counts, self._patches)
             distributed.install(runtime, self._patches)
             dataparallel.install(runtime, self._patches)
+            nvidia.install(runtime, self.counts, self._patches)  # what the others left
         except BaseException:
             self._patches.undo()
             raise

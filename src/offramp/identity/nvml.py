@@ -29,10 +29,15 @@ class NVMLError(Exception):
     """What pynvml raises; also for a device that is not there."""
 
 
+class NVMLError_DriverNotLoaded(NVMLError):  # noqa: N801, N818 -- pynvml's spelling
+    """What pynvml raises without a driver: never here, but `torch.cuda` imports it."""
+
+
 def module(runtime: Runtime, counts: Tally) -> types.ModuleType:
     """A `pynvml` module over `runtime`. A handle is the device's index."""
     made: Any = types.ModuleType("pynvml", __doc__)
     made.NVMLError = NVMLError
+    made.NVMLError_DriverNotLoaded = NVMLError_DriverNotLoaded
     made.NVML_TEMPERATURE_GPU = made.NVML_CLOCK_SM = 0
     made.nvmlInit = made.nvmlShutdown = lambda *flags: None
     made.nvmlDeviceGetCount = lambda: runtime.count

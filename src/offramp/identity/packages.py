@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 import tomllib
 import types
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, wraps
 from importlib import resources
 from typing import Any
 
@@ -37,12 +38,23 @@ def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
     """Put the finder in place."""
     finder = _Finder(runtime, counts, patches)
     for name in [n for n in sys.modules if n.split(".")[0] in refused()]:
-        patches.item(sys.modules, name, None)  # imported before: later imports get the reason
+        patches.without(sys.modules, name)  # imported before: later imports get the reason
     sys.meta_path.insert(0, finder)
     patches.on_undo(lambda: sys.meta_path.remove(finder))
+    patches.set(importlib.util, "find_spec", _look_up(importlib.util.find_spec))
     _notice_nvidia_smi(runtime, counts, patches)
     if _EXTENSIONS in sys.modules:
         finder.after_extensions(sys.modules[_EXTENSIONS])
+
+
+def _look_up(installed: Callable[..., Any]) -> Callable[..., Any]:
+    """Python's own look-up, to which packages of CUDA kernels are absent even where installed."""
+
+    @wraps(installed)
+    def find_spec(name: str, package: str | None = None) -> Any:
+        return None if name.split(".")[0] in refused() else installed(name, package)
+
+    return find_spec
 
 
 def _notice_nvidia_smi(runtime: Runtime, counts: Tally, patches: Patches) -> None:

@@ -42,6 +42,11 @@ class Patches:
 
         self._undo.append(put_back)
 
+    def without(self, mapping: dict[str, Any], key: str) -> None:
+        """`del mapping[key]`, remembered."""
+        before = mapping.pop(key)
+        self._undo.append(lambda: mapping.update({key: before}))
+
     def on_undo(self, action: Callable[[], None]) -> None:
         """Run `action` when the patches are put back."""
         self._undo.append(action)

@@ -25,7 +25,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
-from multiprocessing import util
+from multiprocessing import process, util
 from pathlib import Path
 from typing import Any, cast
 
@@ -242,7 +242,8 @@ def _finish_with_the_worker(recorder: Recorder) -> None:
 
 def _is_forked_loader_worker(baseline: Mapping[str, Any] | None) -> bool:
     worker = sys.modules.get("torch.utils.data._utils.worker")
-    return baseline is not None and getattr(worker, "_worker_info", None) is not None
+    target = getattr(process.current_process(), "_target", None)
+    return baseline is not None and worker is not None and target is worker._worker_loop
 
 
 def _rank() -> int | None:

@@ -44,6 +44,7 @@ void open(const std::string& name, const std::string& brand, const std::string& 
   register_allocator();
   register_guard();
   register_hooks();
+  cover_torch();
   register_boxed(dense_key(), c10::DispatchKey::CPU);
   register_boxed(sparse_key(), c10::DispatchKey::SparseCPU);
   register_boxed(sparse_csr_key(), c10::DispatchKey::SparseCsrCPU);
@@ -152,6 +153,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         THPDevice_New({kPrivate, static_cast<c10::DeviceIndex>(index)}));
   });
   m.def("resize_storage", &resize_storage);
+  m.def("cover_library", &cover_library);
   m.def("bind_collectives", [m]() mutable { bind_collectives(m); });
   m.def("explain_out_of_memory_with", [](py::function explain) {
     auto* kept = new py::function(std::move(explain));  // called until the process ends

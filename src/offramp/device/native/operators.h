@@ -6,6 +6,7 @@
 
 #include <array>
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -72,6 +73,9 @@ void follow(const at::Tensor& tensor, const at::Tensor& view);
 // A tensor that a CPU kernel made, as one of chip `index`. No copy when the chip owns its memory.
 at::Tensor adopt(const at::Tensor& tensor, int index, const char* label);
 
+// cover.cpp: kernels of CUDA that PyTorch, or a library that `load` loads, has for the chip's key.
+void cover_torch();
+void cover_library(const std::function<void()>& load);
 // Registers `run_on_host` for every operator that the CPU has and this chip needs.
 void register_boxed(c10::DispatchKey key, c10::DispatchKey host_key);
 // ops.cpp, composed.cpp and attention.cpp: the operators written by hand.
