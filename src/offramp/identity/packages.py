@@ -1,7 +1,8 @@
 """Imports that cannot work on the chip, explained; and the one that offramp stands in for.
 
 A finder at the head of `sys.meta_path` answers an `import` of a package of CUDA kernels with a
-reason. A look-up that only asks whether a package is there (`importlib.util.find_spec`) gets the
+reason. Triton, where it is installed, may be imported: launching a kernel is what is refused.
+A look-up that only asks whether a package is there (`importlib.util.find_spec`) gets the
 plain "no", so that libraries choose another way.
 """
 
@@ -16,7 +17,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from importlib import resources
-from typing import Any
+from typing import Any, NoReturn
 
 from offramp.errors import MissingPackageError, RefusedError
 from offramp.identity import nvml
@@ -25,6 +26,7 @@ from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally, asked_by_torch
 
 _EXTENSIONS = "torch.utils.cpp_extension"
+_TRITON = "triton"
 
 
 @cache
@@ -37,7 +39,7 @@ def refused() -> Mapping[str, Mapping[str, str]]:
 def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
     """Put the finder in place."""
     finder = _Finder(runtime, counts, patches)
-    for name in [n for n in sys.modules if n.split(".")[0] in refused()]:
+    for name in [n for n in sys.modules if n.split(".")[0] in refused().keys() - {_TRITON}]:
         patches.without(sys.modules, name)  # imported before: later imports get the reason
     sys.meta_path.insert(0, finder)
     patches.on_undo(lambda: sys.meta_path.remove(finder))
@@ -45,6 +47,8 @@ def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
     _notice_nvidia_smi(runtime, counts, patches)
     if _EXTENSIONS in sys.modules:
         finder.after_extensions(sys.modules[_EXTENSIONS])
+    if _TRITON in sys.modules:
+        finder.after_triton(sys.modules[_TRITON])
 
 
 def _look_up(installed: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,7 +99,12 @@ class _Finder(importlib.abc.MetaPathFinder):
             importer = _importer()
             if importer is None:
                 return None
-            self._explain(name, asked_by_torch(importer))
+            by_torch = asked_by_torch(importer)
+            if name == _TRITON and not by_torch:
+                spec = _wrapped(name, path, self.after_triton)
+                if spec is not None:
+                    return spec
+            self._explain(name, by_torch)
         return None
 
     def _explain(self, name: str, by_torch: bool) -> None:
@@ -108,6 +117,22 @@ class _Finder(importlib.abc.MetaPathFinder):
             f"provides): {entry['why']}. Use instead: {entry['instead']}.",
             name=name,
         )
+
+    def after_triton(self, module: types.ModuleType) -> None:
+        """Kernels may be defined, as programs do on import; launching one is refused."""
+        counts, chip = self._counts, self._runtime.chip
+        entry = refused()[_TRITON]
+
+        def refuse(kernel: Any, grid: object) -> NoReturn:
+            name = f"the Triton kernel {getattr(getattr(kernel, 'fn', kernel), '__name__', '?')}"
+            counts.refused(name, entry["why"])
+            raise RefusedError(
+                f"{name} cannot run on {chip.name}: {entry['why']}. "
+                f"Use instead: {entry['instead']}."
+            )
+
+        interface = importlib.import_module(f"{module.__name__}.runtime.jit").KernelInterface
+        self._patches.set(interface, "__getitem__", refuse)
 
     def after_extensions(self, module: types.ModuleType) -> None:
         """CUDA sources cannot be compiled for the chip; C++ ones can."""
