@@ -68,7 +68,17 @@ def cases(world: int) -> Iterator[tuple[str, Case]]:
             yield f"{function.__name__}-{dtype}", lambda d, t=dtype, f=function: f(d, t)
     for shape in SHAPES:
         yield f"shape-{shape}", lambda d, s=shape: shaped(d, s)
-    for function in (uneven_lists, coalesced, batched, dense_layouts, objects, order, groups):
+    for function in (
+        random_splits,
+        float8,
+        uneven_lists,
+        coalesced,
+        batched,
+        dense_layouts,
+        objects,
+        order,
+        groups,
+    ):
         yield function.__name__, function
     yield "handles", handles
 
@@ -191,6 +201,41 @@ def all_to_all_splits(d: Data, dtype: torch.dtype) -> Any:
     out = d.zeros(dtype, sum(arrive), 2)
     dist.all_to_all_single(out, d.make(dtype, sum(leave), 2), arrive, leave)
     return out
+
+
+def random_splits(d: Data) -> Any:
+    """Twenty random ways to cut what each rank sends, empty parts among them."""
+    rank, world = d.place.rank, d.place.world
+    draw = torch.Generator().manual_seed(world)
+    results = []
+    for _ in range(20):
+        splits = torch.randint(0, 5, (world, world), generator=draw) % 4  # [from, to]
+        sent = [d.make(torch.float32, int(row.sum()), 3, rank=r) for r, row in enumerate(splits)]
+        arrive, leave = splits[:, rank].tolist(), splits[rank].tolist()
+        pieces = [x.split(row.tolist())[rank] for x, row in zip(sent, splits, strict=True)]
+        out = torch.cat(pieces)
+        if not d.plain:
+            out = d.zeros(torch.float32, sum(arrive), 3)
+            dist.all_to_all_single(out, sent[rank], arrive, leave)
+        results.append(out)
+    return results
+
+
+def float8(d: Data) -> Any:
+    """Eight-bit floats travel as they are, and are added in a wider format."""
+    rank, world = d.place.rank, d.place.world
+    results = []
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        each = [d.make(dtype, 12, rank=other) for other in range(world)]
+        summed = torch.stack([x.float() for x in each]).sum(0).to(dtype)
+        parts = each
+        if not d.plain:
+            summed = each[rank].clone()
+            dist.all_reduce(summed)
+            parts = [torch.zeros_like(x) for x in each]
+            dist.all_gather(parts, each[rank])
+        results.append([summed.float(), *(x.float() for x in parts)])
+    return results
 
 
 def point_to_point(d: Data, dtype: torch.dtype) -> Any:
