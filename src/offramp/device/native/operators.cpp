@@ -276,19 +276,28 @@ void declare_missing(const std::string& op_name, const std::string& reason) {
   all.missing[op_name] = reason;
 }
 
-void register_boxed(c10::DispatchKey key, c10::DispatchKey host_key) {
-  static std::vector<std::unique_ptr<torch::Library>> libraries;
-  auto& library = *libraries.emplace_back(
+void register_for_aten(
+    c10::DispatchKey key, const std::function<bool(const c10::OperatorHandle&)>& wanted,
+    const std::function<torch::CppFunction(const c10::OperatorHandle&)>& kernel) {
+  static std::vector<std::unique_ptr<torch::Library>> kept;
+  auto& library = *kept.emplace_back(
       std::make_unique<torch::Library>(torch::Library::IMPL, "aten", key, __FILE__, __LINE__));
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const auto& name : dispatcher.getAllOpNames()) {
     if (name.getNamespace() != std::optional<std::string_view>("aten")) continue;
-    const auto handle = dispatcher.findSchema(name);
-    if (!handle.has_value() || !wanted(*handle, host_key)) continue;
-    auto kernel = std::make_unique<HostKernel>(operator_for(*handle), host_key);
-    library.impl(c10::toString(name).substr(6).c_str(),
-                 torch::CppFunction::makeFromBoxedFunctor(std::move(kernel)));
+    const auto op = dispatcher.findSchema(name);
+    if (op && wanted(*op)) library.impl(c10::toString(name).substr(6).c_str(), kernel(*op));
   }
+}
+
+void register_boxed(c10::DispatchKey key, c10::DispatchKey host_key) {
+  register_for_aten(
+      key, [&](const c10::OperatorHandle& op) { return wanted(op, host_key); },
+      [&](const c10::OperatorHandle& op) {
+        return torch::CppFunction::makeFromBoxedFunctor(
+            std::make_unique<HostKernel>(operator_for(op), host_key));
+      });
+  static std::vector<std::unique_ptr<torch::Library>> libraries;
   auto& rest = *libraries.emplace_back(
       std::make_unique<torch::Library>(torch::Library::IMPL, "_", key, __FILE__, __LINE__));
   rest.fallback(torch::CppFunction::makeFromBoxedFunctor(std::make_unique<Fallback>(host_key)));

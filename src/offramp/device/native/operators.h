@@ -15,8 +15,9 @@
 #include "chip.h"
 
 namespace torch {
+class CppFunction;
 class Library;
-}
+}  // namespace torch
 
 namespace offramp {
 
@@ -76,6 +77,10 @@ at::Tensor adopt(const at::Tensor& tensor, int index, const char* label);
 // cover.cpp: kernels of CUDA that PyTorch, or a library that `load` loads, has for the chip's key.
 void cover_torch();
 void cover_library(const std::function<void()>& load);
+// Registers `kernel(op)` at `key` for every operator of ATen that `wanted` says.
+void register_for_aten(c10::DispatchKey key,
+                       const std::function<bool(const c10::OperatorHandle&)>& wanted,
+                       const std::function<torch::CppFunction(const c10::OperatorHandle&)>& kernel);
 // Registers `run_on_host` for every operator that the CPU has and this chip needs.
 void register_boxed(c10::DispatchKey key, c10::DispatchKey host_key);
 // ops.cpp, composed.cpp and attention.cpp: the operators written by hand.

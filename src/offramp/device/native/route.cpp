@@ -13,6 +13,8 @@
 #include <optional>
 #include <vector>
 
+#include "operators.h"
+
 namespace offramp {
 namespace {
 
@@ -43,20 +45,6 @@ bool makes_tensors_on_a_device(const c10::OperatorHandle& op) {
   }
   return takes_device &&
          (!takes_tensor || op.hasKernelForDispatchKey(c10::DispatchKey::BackendSelect));
-}
-
-void route_operators(c10::DispatchKey key) {
-  static std::vector<std::unique_ptr<torch::Library>> libraries;
-  auto& library = *libraries.emplace_back(
-      std::make_unique<torch::Library>(torch::Library::IMPL, "aten", key, __FILE__, __LINE__));
-  auto& dispatcher = c10::Dispatcher::singleton();
-  for (const auto& name : dispatcher.getAllOpNames()) {
-    if (name.getNamespace() != std::optional<std::string_view>("aten")) continue;
-    const auto op = dispatcher.findSchema(name);
-    if (!op || !makes_tensors_on_a_device(*op)) continue;
-    library.impl(c10::toString(name).substr(6).c_str(),
-                 torch::CppFunction::makeFromBoxedFunction<&route>());
-  }
 }
 
 // `tensor.to("cuda")` is the tensor itself when it is there already.
@@ -194,7 +182,11 @@ void register_routes() {
   } silent;
   const c10::WarningUtils::WarningHandlerGuard quiet(&silent);
   using Key = c10::DispatchKey;
-  for (const auto key : {Key::CUDA, Key::SparseCUDA, Key::SparseCsrCUDA}) route_operators(key);
+  for (const auto key : {Key::CUDA, Key::SparseCUDA, Key::SparseCsrCUDA}) {
+    register_for_aten(key, makes_tensors_on_a_device, [](const c10::OperatorHandle&) {
+      return torch::CppFunction::makeFromBoxedFunction<&route>();
+    });
+  }
   for (const auto key : {Key::PrivateUse1, Key::AutogradPrivateUse1}) route_moves(key);
   static const RoutingGuard guard;  // c10 keeps a pointer to it for the life of the process
   const c10::impl::DeviceGuardImplRegistrar registrar(kCuda, &guard);
