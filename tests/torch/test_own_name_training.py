@@ -32,3 +32,13 @@ def test_mixed_precision_is_that_of_a_chip_called_cuda() -> None:
     assert run("ascend-910b", "cuda", "--mixed")["losses"] == expected
     assert run("ascend-910b", "npu", "--mixed")["losses"] == expected
     assert expected != run("ascend-910b", "cuda")["losses"]
+
+
+@pytest.mark.parametrize(
+    ("chip", "device"),
+    [("zhenwu-810e", "cuda"), ("ascend-910b", "cuda"), ("ascend-910b", "npu:0")],
+)
+def test_transformers_places_a_model(chip: str, device: str) -> None:
+    process = own_name_process.start("transformer", device, "auto", chip=chip)
+    found = json.loads(own_name_process.last_line(process))
+    assert found == {"seen": [f"{device.partition(':')[0]}:0"], "equal": [True, True]}

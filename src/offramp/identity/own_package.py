@@ -108,8 +108,9 @@ def install(naming: Naming, counts: Tally, patches: Patches) -> None:
 
 
 def _importer(frame: FrameType | None) -> FrameType | None:
-    """The frame that asked for a module, above the import machinery's."""
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("importlib"):
+    """The frame that asked for a module, above the import machinery's and offramp's part in it."""
+    machinery = ("importlib", "offramp.identity")
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(machinery):
         frame = frame.f_back
     return frame
 
