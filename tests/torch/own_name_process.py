@@ -10,12 +10,14 @@ from pathlib import Path
 HERE = Path(__file__).parent / "own_name"
 
 
-def start(program: str, *arguments: str, chip: str | None) -> subprocess.Popen[str]:
+def start(
+    program: str, *arguments: str, chip: str | None, memory: str = "1GiB"
+) -> subprocess.Popen[str]:
     """Start `own_name/<program>.py` on `chip`, or without offramp."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("OFFRAMP_CHIP")}
     kept |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     if chip is not None:
-        kept |= {"OFFRAMP_CHIP": chip, "OFFRAMP_MEMORY": "1GiB"}
+        kept |= {"OFFRAMP_CHIP": chip, "OFFRAMP_MEMORY": memory}
     return subprocess.Popen(
         [sys.executable, str(HERE / f"{program}.py"), *arguments],
         env=kept,

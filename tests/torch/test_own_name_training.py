@@ -39,6 +39,6 @@ def test_mixed_precision_is_that_of_a_chip_called_cuda() -> None:
     [("zhenwu-810e", "cuda"), ("ascend-910b", "cuda"), ("ascend-910b", "npu:0")],
 )
 def test_transformers_places_a_model(chip: str, device: str) -> None:
-    process = own_name_process.start("transformer", device, "auto", chip=chip)
+    process = own_name_process.start("transformer", device, "auto", chip=chip, memory="8GiB")
     found = json.loads(own_name_process.last_line(process))
     assert found == {"seen": [f"{device.partition(':')[0]}:0"], "equal": [True, True]}

@@ -122,7 +122,7 @@ def _names(run: Summary) -> Iterator[Line]:
     order = [*CLASSES, *sorted(set(kinds) - set(CLASSES))]
     split = ", ".join(f"{kinds[kind]} {kind}" for kind in order if kinds[kind])
     calls = sum(row["count"] for row in names)
-    of_cuda = all(row["name"].startswith("torch.cuda") for row in names)
+    of_cuda = run["chip"]["device_type"] == "cuda"
     counted = plural(len(names), "CUDA name" if of_cuda else "device name")
     yield Line("names", f"{counted}, used {calls:,} times: {split}")
     ranked = sorted(names, key=lambda row: (-row["count"], row["name"]))
