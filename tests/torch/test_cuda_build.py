@@ -85,6 +85,11 @@ def test_libraries_of_nvidia_are_absent(chip: Any) -> None:
     assert not torch.backends.cuda.can_use_efficient_attention(given)
 
 
+def test_packages_find_the_toolkit_version_of_the_build() -> None:
+    code = "import torch, offramp\nbuilt = torch.version.cuda\nofframp.use('zhenwu-810e')\n"
+    assert run(f"{code}print(torch.version.cuda == (built or '12.8'))") == "True\n"
+
+
 def test_memory_of_the_chip_is_not_shared_with_other_processes(chip: Any) -> None:
     with pytest.raises(RefusedError, match="send a copy on the CPU"):
         torch.ones(1, device="cuda").untyped_storage()._share_cuda_()

@@ -46,11 +46,14 @@ def _install_boundary(runtime: Runtime, counts: Tally, patches: Patches) -> None
 
 
 def _toolkit_version(runtime: Runtime, counts: Tally) -> str:
-    """`torch.version.cuda`: the chip's fact, or a default that programs can parse."""
+    """`torch.version.cuda`: the chip's fact, or this build's, or a default that can be parsed.
+
+    Packages compare the version that they were built for with it, and refuse another.
+    """
     fact = runtime.chip.presentation.facts.get("cuda_version")
     if fact is not None:
         return str(fact.value)
-    answer = "12.8"
+    answer = torch.version.cuda or "12.8"
     counts.answered_by_default("torch.version.cuda", answer, "not public for this chip's wheel")
     return answer
 

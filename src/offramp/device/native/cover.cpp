@@ -5,7 +5,6 @@
 #include <list>
 #include <memory>
 #include <string>
-#include <torch/csrc/distributed/c10d/reducer_timer.hpp>
 #include <unordered_set>
 #include <utility>
 
@@ -59,15 +58,6 @@ void cover(const c10::OperatorHandle& op) {
   }
 }
 
-// DistributedDataParallel times its steps by events of the CUDA runtime where that is compiled in,
-// and not at all where it is not.
-void cover_timers() {
-  if (!c10d::TimerRegistry()->Has(c10::kCUDA)) return;
-  c10d::TimerRegistry()->Register(
-      c10::kCUDA, [](c10::Device) { return std::unique_ptr<c10d::Timer>(); },
-      c10::REGISTRY_PREFERRED);
-}
-
 }  // namespace
 
 void cover_torch() {
@@ -80,7 +70,6 @@ void cover_torch() {
     if (namespaces.count(std::string(name.getNamespace().value_or(""))) == 0) continue;
     if (const auto op = dispatcher.findSchema(name)) cover(*op);
   }
-  cover_timers();
 }
 
 void cover_library(const std::function<void()>& load) {

@@ -73,10 +73,13 @@ std::exception_ptr explained(std::exception_ptr failure, const std::string& call
 }  // namespace
 
 void register_step_timer() {
-  auto* registry = c10d::TimerRegistry();
-  if (registry->Has(chip().type)) return;
-  registry->Register(chip().type, [](c10::Device where) -> std::unique_ptr<c10d::Timer> {
-    return std::make_unique<StepTimer>(where);
+  static std::once_flag once;
+  std::call_once(once, [] {
+    const auto make = [](c10::Device where) -> std::unique_ptr<c10d::Timer> {
+      return std::make_unique<StepTimer>(where);
+    };
+    // A CUDA build has one, of the CUDA runtime's events.
+    c10d::TimerRegistry()->Register(chip().type, make, c10::REGISTRY_PREFERRED);
   });
 }
 
