@@ -42,3 +42,14 @@ def test_transformers_places_a_model(chip: str, device: str) -> None:
     process = own_name_process.start("transformer", device, "auto", chip=chip, memory="8GiB")
     found = json.loads(own_name_process.last_line(process))
     assert found == {"seen": [f"{device.partition(':')[0]}:0"], "equal": [True, True]}
+
+
+@pytest.mark.parametrize(
+    ("chip", "device"),
+    [(None, "cpu"), ("zhenwu-810e", "cuda"), ("ascend-910b", "cuda"), ("mtt-s5000", "musa")],
+)
+def test_shared_weights_stay_shared(chip: str | None, device: str) -> None:
+    process = own_name_process.start("tied", device, chip=chip)
+    found = json.loads(own_name_process.last_line(process))
+    back = ["cpu", "torch.float16"]
+    assert found == {"one": True, "parameters": 1, "moved": True, "back": back}

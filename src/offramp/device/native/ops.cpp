@@ -171,6 +171,22 @@ Tensor unfold(const Tensor& self, int64_t dim, int64_t size, int64_t step) {
 
 void record_stream(Tensor&, c10::Stream) {}
 
+// Whether `tensor.data = from` may change the one into the other. PyTorch knows it of CUDA and the
+// CPU; for its private device it asks. Without it, `module.to(device)` would make new parameters,
+// and weights that share memory would no longer.
+bool has_compatible_shallow_copy_type(const Tensor& self, const Tensor& from) {
+  const auto plain = [](const Tensor& tensor, c10::DispatchKey layout) {
+    constexpr c10::DispatchKeySet backends(
+        {c10::BackendComponent::CPUBit, c10::BackendComponent::PrivateUse1Bit});
+    const auto keys = tensor.key_set();
+    return keys.has_any(c10::DispatchKeySet(layout)) && keys.has_any(backends);
+  };
+  for (const auto layout : {c10::DispatchKey::Dense, c10::DispatchKey::Sparse}) {
+    if (plain(self, layout) && plain(from, layout)) return true;
+  }
+  return self.unsafeGetTensorImpl()->has_compatible_shallow_copy_type(from.key_set());
+}
+
 }  // namespace
 
 void register_own_operators() {
@@ -193,6 +209,9 @@ void register_own_operators() {
   library.impl("_reshape_alias", reshape_alias);
   library.impl("unfold", unfold);
   library.impl("record_stream", record_stream);
+  if (dense_key() != c10::DispatchKey::CUDA) {
+    library.impl("_has_compatible_shallow_copy_type", has_compatible_shallow_copy_type);
+  }
   register_composed_operators(library);
   register_attention(library);
 }
