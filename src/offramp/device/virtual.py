@@ -10,7 +10,7 @@ import torch
 from torch.utils import backend_registration
 
 from offramp.chips import Chip
-from offramp.device import build, collectives, composed, cover, holdings, printing, storage
+from offramp.device import build, collectives, composed, cover, holdings, printing, sharing, storage
 from offramp.errors import UsageError
 
 # Names that PyTorch keeps for its own devices, beside `cuda`.
@@ -76,7 +76,8 @@ def open_device(
     if "float64" in chip.absent_formats:
         printing.install()
     composed.install("CUDA" if kind == "cuda" else "PrivateUse1", chip.name)
-    _opened = VirtualDevice(core, chip, count, memory_bytes)
+    shared = sharing.install(kind, core)
+    _opened = VirtualDevice(core, chip, count, memory_bytes, shared)
     return _opened
 
 
@@ -87,8 +88,16 @@ class VirtualDevice:
     `torch.Generator` ask the native core through PyTorch's device-generic interfaces.
     """
 
-    def __init__(self, core: ModuleType, chip: Chip, count: int, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        core: ModuleType,
+        chip: Chip,
+        count: int,
+        memory_bytes: int,
+        shared: sharing.Sharing,
+    ) -> None:
         self._core = core
+        self._shared = shared
         self.chip = chip
         self.count = count
         self.memory_bytes = memory_bytes
@@ -160,6 +169,10 @@ class VirtualDevice:
     def empty_cache(self) -> None:
         for index in range(self.count):
             self._core.empty_cache(index)
+
+    def collect_shared(self) -> None:
+        """Free memory that was shared with other processes, where they let go of it."""
+        self._shared.collect()
 
     def memory_snapshot(self, index: int) -> list[dict[str, Any]]:
         """Every block of one chip's memory, in address order within its segment."""

@@ -135,6 +135,9 @@ class Driver:
     def emptyCache(self, pool: object = None) -> None:  # noqa: N802
         self._runtime.empty_cache()
 
+    def ipc_collect(self) -> None:
+        self._runtime.collect_shared()
+
     def setMemoryFraction(self, fraction: float, index: int) -> None:  # noqa: N802
         self._runtime.set_memory_fraction(fraction, self._index(index))
 
@@ -195,7 +198,7 @@ def _nothing(*args: object, **kwargs: object) -> None:
 
 
 _NOTHING = (
-    *("_cuda_ipc_collect", "_cuda_clearCublasWorkspaces", "_cuda_record_memory_history"),
+    *("_cuda_clearCublasWorkspaces", "_cuda_record_memory_history"),
     *("_cuda_record_memory_history_legacy", "_cuda_attach_out_of_memory_observer"),
     *("_cuda_resetAccumulatedHostMemoryStats", "_cuda_resetPeakHostMemoryStats"),
     *("_cuda_setMemoryMetadata", "_cuda_lock_mutex", "_cuda_unlock_mutex"),

@@ -20,7 +20,6 @@ from offramp.identity.tally import Tally
 
 _PREFIXES = ("_cuda_", "_nccl_", "_gds_", "_cudnn_")
 _WHY = "it drives an NVIDIA GPU"
-_SHARED = "its tensors cannot be handed to another process; send a copy on the CPU"
 
 
 def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
@@ -37,7 +36,6 @@ def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
     patches.set(torch._C, "_is_flash_attention_available", lambda: False)
     for kind in ("flash", "mem_efficient", "cudnn"):
         patches.set(torch._C, f"_can_use_{kind}_attention", lambda *arguments: False)
-    patches.set(torch.UntypedStorage, "_share_cuda_", _refusing("_share_cuda_", _SHARED, counts))
     if torch.distributed.is_available():
         patches.set(torch._C._distributed_c10d, "_is_nvshmem_available", lambda: False)
     _keep_from_fusing(patches)

@@ -19,6 +19,7 @@
 #include "generator.h"
 #include "operators.h"
 #include "route.h"
+#include "shared.h"
 
 namespace py = pybind11;
 
@@ -93,6 +94,17 @@ void resize_storage(uintptr_t address, size_t bytes) {
   storage->set_nbytes(bytes);
 }
 
+std::pair<int, size_t> share_storage(uintptr_t address) {
+  return share_block(reinterpret_cast<c10::StorageImpl*>(address)->data());
+}
+
+// Gives the storage at `address` memory of another process.
+void receive_storage(uintptr_t address, const Share& share) {
+  auto* storage = reinterpret_cast<c10::StorageImpl*>(address);
+  storage->set_data_ptr_noswap(receive_block(storage->device().index(), share));
+  storage->set_nbytes(share.bytes);
+}
+
 py::list snapshot(int index) {
   py::list blocks;
   for (const Block& block : ledger(index).snapshot()) {
@@ -153,6 +165,15 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         THPDevice_New({kPrivate, static_cast<c10::DeviceIndex>(index)}));
   });
   m.def("resize_storage", &resize_storage);
+  py::class_<Share>(m, "Share")
+      .def(py::init<pid_t, int, size_t, size_t, int, size_t>())
+      .def("release", &release_counter);
+  m.def("share_storage", &share_storage);
+  m.def("receive_storage", &receive_storage);
+  m.def("counter_file", &counter_file);
+  m.def("read_counter", &read_counter);
+  m.def("set_counter", &set_counter);
+  m.attr("COUNTERS") = kCounters;
   m.def("cover_library", &cover_library);
   m.def("bind_collectives", [m]() mutable { bind_collectives(m); });
   m.def("explain_out_of_memory_with", [](py::function explain) {

@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "host.h"
+#include "shared.h"
 
 namespace offramp {
 namespace {
@@ -223,6 +224,7 @@ void Ledger::give_back_cached() {
       it = blocks.erase(it);
       segments_.erase(block);
       leave_segment(block->data, block->size);
+      forget_shared(block->data);
       release_pages(block->data, block->size);
       stats_.num_device_free += 1;
       count(stats_.segment, small, -1);
