@@ -104,3 +104,15 @@ def test_chips_and_the_cpu_draw_from_separate_streams() -> None:
 def test_a_generator_of_another_device_is_refused() -> None:
     with pytest.raises(RuntimeError, match="Expected a 'cuda' device type for generator"):
         torch.rand(3, device="cuda", generator=torch.Generator())
+
+
+def test_only_operators_that_draw_move_the_offset() -> None:
+    torch.manual_seed(2)
+    q = torch.ones(1, 1, 4, 8, device="cuda")
+    torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    torch.nn.functional.dropout(q, 0.5, training=False)
+    torch.rand(0, device="cuda")
+    assert torch.cuda.get_rng_state().view(torch.int64).tolist() == [2, 0]
+    torch.nn.functional.dropout(q, 0.5)
+    torch.nn.functional.scaled_dot_product_attention(q, q, q, dropout_p=0.5)
+    assert torch.cuda.get_rng_state().view(torch.int64).tolist() == [2, 8]

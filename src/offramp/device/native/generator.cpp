@@ -61,18 +61,10 @@ class ChipGenerator final : public c10::GeneratorImpl {
     return state.getIntrusivePtr();
   }
 
-  // A generator for the draws of one operator, which are a function of seed and offset.
-  at::Generator draw() {
-    const uint64_t offset = offset_.fetch_add(kStep);
-    auto host = at::detail::createCPUGenerator(seed_);
-    if (offset == 0) return host;  // what the CPU draws first from this seed
-    at::mt19937 engine;
-    auto data = engine.data();
-    uint64_t x = mixed(seed_) ^ offset;
-    for (auto& word : data.state_) word = static_cast<uint32_t>(mixed(x += 0x9e3779b97f4a7c15));
-    engine.set_data(data);
-    host.get<at::CPUGeneratorImpl>()->set_engine(engine);
-    return host;
+  uint64_t take() { return offset_.fetch_add(kStep); }
+  void give_back(uint64_t offset) {  // unless another thread has drawn since
+    uint64_t after = offset + kStep;
+    offset_.compare_exchange_strong(after, offset);
   }
 
  private:
@@ -87,6 +79,25 @@ class ChipGenerator final : public c10::GeneratorImpl {
   uint64_t seed_{c10::default_rng_seed_val};
   std::atomic<uint64_t> offset_{0};
 };
+
+// A CPU generator whose numbers are a function of seed and offset.
+at::Generator host_generator(uint64_t seed, uint64_t offset) {
+  auto host = at::detail::createCPUGenerator(seed);
+  if (offset == 0) return host;  // what the CPU draws first from this seed
+  at::mt19937 engine;
+  auto data = engine.data();
+  uint64_t x = mixed(seed) ^ offset;
+  for (auto& word : data.state_) word = static_cast<uint32_t>(mixed(x += 0x9e3779b97f4a7c15));
+  engine.set_data(data);
+  host.get<at::CPUGeneratorImpl>()->set_engine(engine);
+  return host;
+}
+
+ChipGenerator& of_chip(const at::Generator& generator) {
+  TORCH_CHECK(is_chip(generator.device()), "Expected a '", device(0).type(),
+              "' device type for generator but found '", generator.device().type(), "'");
+  return *static_cast<ChipGenerator*>(generator.unsafeGetGeneratorImpl());
+}
 
 at::Generator make(int index) { return at::make_generator<ChipGenerator>(index); }
 
@@ -112,21 +123,27 @@ const at::Generator& default_generator(int index) {
 
 at::Generator new_generator(int index) { return make(index < 0 ? current_device() : index); }
 
-at::Generator draw(const at::Generator& generator) {
-  TORCH_CHECK(is_chip(generator.device()), "Expected a '", device(0).type(),
-              "' device type for generator but found '", generator.device().type(), "'");
-  return static_cast<ChipGenerator*>(generator.unsafeGetGeneratorImpl())->draw();
+Draws::Draws(at::Generator generator)
+    : chip_(std::move(generator)),
+      offset_(of_chip(chip_).take()),
+      host_(host_generator(chip_.current_seed(), offset_)) {}
+
+Draws::~Draws() {
+  constexpr int kUntouched = 1;  // what an engine has left before it makes its first numbers
+  if (host_.get<at::CPUGeneratorImpl>()->engine().data().left_ == kUntouched) {
+    of_chip(chip_).give_back(offset_);
+  }
 }
 
 // Kernels without a generator argument read the process's default CPU generator; it is exchanged
 // for the time of the call, one call at a time.
-SeedScope::SeedScope(int index) : host_(draw(default_generator(index))) {
+SeedScope::SeedScope(int index) : draws_(default_generator(index)), replaced_(draws_.host()) {
   seed_mutex.lock();
-  std::swap(default_host_generator(), host_);
+  std::swap(default_host_generator(), replaced_);
 }
 
 SeedScope::~SeedScope() {
-  std::swap(default_host_generator(), host_);
+  std::swap(default_host_generator(), replaced_);
   seed_mutex.unlock();
 }
 

@@ -10,9 +10,22 @@ namespace offramp {
 const at::Generator& default_generator(int index);
 at::Generator new_generator(int index);
 
-// A CPU generator for one operator's draws, from one of the chip's; throws for a generator of
-// another device.
-at::Generator draw(const at::Generator& generator);
+// One operator's draws from a generator of the chip; throws for one of another device. The offset
+// moves on when the operator has drawn, which some do only for some arguments.
+class Draws {
+ public:
+  explicit Draws(at::Generator generator);
+  ~Draws();
+  Draws(const Draws&) = delete;
+  Draws& operator=(const Draws&) = delete;
+  // What the CPU's kernel takes its numbers from.
+  const at::Generator& host() const { return host_; }
+
+ private:
+  at::Generator chip_;
+  uint64_t offset_;
+  at::Generator host_;
+};
 
 // While alive, CPU kernels that take no generator draw from the chip's default one.
 class SeedScope {
@@ -23,7 +36,8 @@ class SeedScope {
   SeedScope& operator=(const SeedScope&) = delete;
 
  private:
-  at::Generator host_;
+  Draws draws_;
+  at::Generator replaced_;
 };
 
 }  // namespace offramp

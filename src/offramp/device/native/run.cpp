@@ -132,10 +132,6 @@ struct Call {
   }
 };
 
-void draw_from_chip(Operator& op, c10::IValue& value, int index) {
-  value = draw(value.isNone() ? default_generator(index) : value.toGenerator());
-}
-
 }  // namespace
 
 void refuse_formats(uint64_t mask) { refused_formats = mask; }
@@ -194,10 +190,13 @@ void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
     }
     call.refuse_mix(c10::Device(c10::kCPU));
   }
-  if (op.generator >= 0) {
-    draw_from_chip(op, (*stack)[begin + static_cast<size_t>(op.generator)], call.index);
-  }
   {
+    std::optional<Draws> draws;
+    if (op.generator >= 0) {
+      auto& given = (*stack)[begin + static_cast<size_t>(op.generator)];
+      draws.emplace(given.isNone() ? default_generator(call.index) : given.toGenerator());
+      given = draws->host();
+    }
     std::optional<SeedScope> seeds;
     if (op.draws_unasked) seeds.emplace(call.index);
     const ChargeScope charge(call.index, op.name.c_str());
