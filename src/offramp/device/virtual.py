@@ -10,7 +10,17 @@ import torch
 from torch.utils import backend_registration
 
 from offramp.chips import Chip
-from offramp.device import build, collectives, composed, cover, holdings, printing, sharing, storage
+from offramp.device import (
+    build,
+    collectives,
+    composed,
+    cover,
+    ending,
+    holdings,
+    printing,
+    sharing,
+    storage,
+)
 from offramp.errors import UsageError
 
 # Names that PyTorch keeps for its own devices, beside `cuda`.
@@ -77,7 +87,8 @@ def open_device(
         printing.install()
     composed.install("CUDA" if kind == "cuda" else "PrivateUse1", chip.name)
     shared = sharing.install(kind, core)
-    _opened = VirtualDevice(core, chip, count, memory_bytes, shared)
+    made = _opened = VirtualDevice(core, chip, count, memory_bytes, shared)
+    ending.install(lambda: [made.device(index) for index in range(made.count)])
     return _opened
 
 

@@ -1,0 +1,42 @@
+"""The end of a process that has trained: autograd's device threads let go of Python first.
+
+PyTorch runs a backward pass for an accelerator in a thread of the device, and what the pass kept of
+Python is released there, after the caller has gone on. A program that ends within those few
+milliseconds finalizes Python under that thread, and the process aborts ("terminate called without
+an active exception") with everything done. So the end of the process waits for them.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_TASKS = Path("/proc/self/task")
+_NAME = "pt_autograd"
+
+
+def install(devices: Callable[[], list[torch.device]]) -> None:
+    """Wait at exit for the threads of `devices()`."""
+    atexit.register(_settle, devices)
+
+
+def _settle(devices: Callable[[], list[torch.device]]) -> None:
+    """A pass of nothing through every thread: it comes after what the thread was still at."""
+    if not any(_comm(task).startswith(_NAME) for task in _TASKS.glob("*/comm")):
+        return
+    engine: Any = torch.autograd.Variable._execution_engine
+    for device in devices():
+        leaf = torch.empty(0, device=device, requires_grad=True)
+        # Below torch.autograd.backward, which has each pass keep the caller's context.
+        engine.run_backward((leaf,), (leaf.detach(),), False, False, (), accumulate_grad=True)
+
+
+def _comm(task: Path) -> str:
+    try:
+        return task.read_text()
+    except OSError:  # the thread has ended since
+        return ""
