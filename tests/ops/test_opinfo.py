@@ -22,8 +22,7 @@ def one_thread() -> Iterator[None]:
     """The samples are small: threads would only wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    with torch.autograd.set_multithreading_enabled(False):  # its threads keep their own number
-        yield
+    yield
     torch.set_num_threads(before)
 
 

@@ -237,3 +237,28 @@ def test_ctc_loss_with_lengths_on_either_device() -> None:
         return loss, on_chip, logits.grad
 
     agree(program)
+
+
+def test_autograd_computes_with_the_threads_of_the_main_thread() -> None:
+    class Look(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+            result = grad + 1
+            seen.append((threading.current_thread() is main, torch.get_num_threads()))
+            return result
+
+    main, seen, before = threading.current_thread(), [], torch.get_num_threads()
+    try:
+        for count in (3, 1, 2):
+            torch.set_num_threads(count)
+            other = threading.Thread(target=torch.set_num_threads, args=(5,))  # a loader's pinning
+            other.start()
+            other.join()
+            Look.apply(torch.ones(3, device="cuda", requires_grad=True)).sum().backward()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(False, 3), (False, 1), (False, 2)]

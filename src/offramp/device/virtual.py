@@ -20,6 +20,7 @@ from offramp.device import (
     printing,
     sharing,
     storage,
+    threads,
 )
 from offramp.errors import UsageError
 
@@ -81,6 +82,7 @@ def open_device(
     cover.install(core)
     core.refuse_formats(_format_mask(chip.absent_formats, core.scalar_types()))
     core.explain_out_of_memory_with(lambda index: holdings.explain(kind, index))
+    threads.install(core)
     if kind == "cuda":
         storage.install(kind, core)
     if "float64" in chip.absent_formats:

@@ -165,6 +165,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         THPDevice_New({kPrivate, static_cast<c10::DeviceIndex>(index)}));
   });
   m.def("resize_storage", &resize_storage);
+  m.def("choose_threads", &choose_threads);
   py::class_<Share>(m, "Share")
       .def(py::init<pid_t, int, size_t, size_t, int, size_t>())
       .def("release", &release_counter);

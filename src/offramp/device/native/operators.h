@@ -55,6 +55,10 @@ std::vector<Refusal> refusals();
 // Counts a refusal of `op` for `reason`, a short clause, and raises NotImplementedError.
 [[noreturn]] void refuse(Operator& op, const std::string& reason, const std::string& message);
 
+// The main thread's number of compute threads, and taking it over in one of autograd's.
+void choose_threads(int count);
+void follow_threads();
+
 // Calls `op` by the kernel of `host_key` (CPU, SparseCPU, ...) on the stack's arguments.
 void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack);
 // The same for operators that were defined later, such as a package's own.

@@ -176,6 +176,7 @@ void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
     refuse(op, op.missing, c10::str(op.name, " does not exist on ", chip().name, ": ", op.missing));
   }
   if (op.widens && run_widened(op, host_key, stack)) return;
+  follow_threads();
   op.calls.fetch_add(1, std::memory_order_relaxed);
   const size_t begin = stack->size() - op.writes.size();
   Call call{op};
