@@ -29,6 +29,12 @@ from offramp.errors import OfframpError
 SOURCES = Path(__file__).with_name("native")
 MODULE = "_core"
 FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-w", "-DAT_PER_OPERATOR_HEADERS"]
+OPTIMIZE = {"cold": "-O1", "hot": "-O2"}
+# Sources that Python calls, or that serve whole collectives: none of them runs for each operator.
+COLD = (
+    *("bindings", "cover", "spelling"),
+    *("works", "reductions", "group", "collectives", "group_bindings"),
+)
 
 
 class BuildError(OfframpError):
@@ -78,7 +84,8 @@ def library_path() -> Path:
     import torch
 
     digest = hashlib.sha256()
-    for part in (torch.__version__, sys.implementation.cache_tag, platform.machine(), *FLAGS):
+    flags = (*FLAGS, *OPTIMIZE.values(), *COLD)
+    for part in (torch.__version__, sys.implementation.cache_tag, platform.machine(), *flags):
         digest.update(str(part).encode())
     digest.update((compiler() or "").encode())
     for path in sorted(SOURCES.iterdir()):
@@ -140,13 +147,6 @@ def _rules(cxx: str, work: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Sources that Python calls, or that serve whole collectives: none of them runs for each operator.
-COLD = (
-    *("bindings", "cover", "spelling"),
-    *("works", "reductions", "group", "collectives", "group_bindings"),
-)
-
-
 def _units(work: Path) -> list[tuple[Path, str]]:
     """The two files that the compiler is called on, with their optimization, slowest first.
 
@@ -155,11 +155,9 @@ def _units(work: Path) -> list[tuple[Path, str]]:
     """
     cold = [SOURCES / f"{name}.cpp" for name in COLD]
     hot = sorted(set(SOURCES.glob("*.cpp")) - set(cold))
-    units = []
-    for name, sources, optimize in (("cold", cold, "-O1"), ("hot", hot, "-O2")):
-        units.append((work / f"{name}.cpp", optimize))
-        units[-1][0].write_text("".join(f'#include "{source}"\n' for source in sources))
-    return units
+    for name, sources in (("cold", cold), ("hot", hot)):
+        (work / f"{name}.cpp").write_text("".join(f'#include "{path}"\n' for path in sources))
+    return [(work / f"{name}.cpp", optimize) for name, optimize in OPTIMIZE.items()]
 
 
 def _escaped(path: Path) -> str:

@@ -1,8 +1,7 @@
 """Operators that PyTorch has for accelerators only, composed of those that the CPU has.
 
 Programs meet them through public names: `SyncBatchNorm`, `torch.mm(..., out_dtype=)`, CTC loss.
-Signatures are those of ATen (native_functions.yaml). What a
-composition cannot give is refused by name.
+Signatures are those of ATen (native_functions.yaml).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 _libraries: list[torch.library.Library] = []
 
 
-def install(key: str, chip_name: str) -> None:
+def install(key: str) -> None:
     """Register every operator of this file at the dispatch key of the chip's tensors."""
     library = torch.library.Library("aten", "IMPL")
     for name, function in _table().items():
@@ -35,7 +34,7 @@ def _table() -> dict[str, Callable[..., Any]]:
         "_fused_rms_norm_backward": _rms_norm_backward,
         "batch_norm_stats": _batch_norm_stats,
         "batch_norm_elemt": _batch_norm_apply,
-        "batch_norm_gather_stats": _gather_stats_of_equal_counts,
+        "batch_norm_gather_stats": _gather_stats,
         "batch_norm_gather_stats_with_counts": _gather_stats,
         "batch_norm_backward_reduce": _batch_norm_backward_reduce,
         "batch_norm_backward_elemt": _batch_norm_backward_apply,
@@ -119,9 +118,11 @@ def _gather_stats(
     running_var: Tensor | None,
     momentum: float,
     eps: float,
-    counts: Tensor,
+    counts: Tensor | int,
 ) -> tuple[Tensor, Tensor]:
-    """Shapes: means and invstds [ranks, C], counts [ranks]."""
+    """Shapes: means and invstds [ranks, C], counts [ranks] or one number for every rank."""
+    if isinstance(counts, int):
+        counts = means.new_full((means.shape[0],), counts)
     share = counts.to(means.dtype).reshape(-1, 1)
     total = share.sum()
     mean = (share * means).sum(0) / total
@@ -131,20 +132,6 @@ def _gather_stats(
     if running_var is not None:
         running_var.lerp_((squares / (total - 1)).to(running_var.dtype), momentum)
     return mean, torch.rsqrt(squares / total + eps)
-
-
-def _gather_stats_of_equal_counts(
-    values: Tensor,
-    means: Tensor,
-    invstds: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    momentum: float,
-    eps: float,
-    count: int,
-) -> tuple[Tensor, Tensor]:
-    counts = means.new_full((means.shape[0],), count)
-    return _gather_stats(values, means, invstds, running_mean, running_var, momentum, eps, counts)
 
 
 def _batch_norm_backward_reduce(

@@ -45,9 +45,7 @@ class Sharing:
         counters = _COUNTERS.pack(os.getpid(), self._core.counter_file())
         return storage.device.index, handle, storage.nbytes(), 0, counters, counter, b"", False
 
-    def receive(
-        self, device: int, handle: bytes, size: int, offset: int, counters: bytes, counter: int
-    ) -> Any:
+    def receive(self, device: int, handle: bytes, size: int, counters: bytes, counter: int) -> Any:
         """A storage of `size` bytes on the memory that another process shared."""
         process, file, start = _HANDLE.unpack(handle)
         share = self._core.Share(process, file, start, size, _COUNTERS.unpack(counters)[1], counter)
@@ -80,7 +78,7 @@ def install(kind: str, core: ModuleType) -> Sharing:
     storage_class: Any = torch.UntypedStorage
 
     def new_shared(device: int, handle: bytes, size: int, offset: int, *rest: Any) -> Any:
-        return sharing.receive(device, handle, size, offset, *rest[:2])
+        return sharing.receive(device, handle, size, *rest[:2])
 
     def release(counters: bytes, counter: int, *, device: Any = None) -> None:
         sharing.release(counters, counter)

@@ -87,7 +87,7 @@ def open_device(
         storage.install(kind, core)
     if "float64" in chip.absent_formats:
         printing.install()
-    composed.install("CUDA" if kind == "cuda" else "PrivateUse1", chip.name)
+    composed.install("CUDA" if kind == "cuda" else "PrivateUse1")
     shared = sharing.install(kind, core)
     made = _opened = VirtualDevice(core, chip, count, memory_bytes, shared)
     ending.install(lambda: [made.device(index) for index in range(made.count)])

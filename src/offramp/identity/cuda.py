@@ -10,11 +10,10 @@ import functools
 import importlib
 import types
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from offramp.errors import RefusedError
 from offramp.identity import properties, streams, tally
 from offramp.identity.driver import Driver
 from offramp.identity.patches import Patches
@@ -131,22 +130,15 @@ def _refuse_functions(counts: Tally, patches: Patches) -> None:
         if not isinstance(function, types.FunctionType):
             continue
         if entry.answer == "refused" and prefix == "torch.cuda":
-            refuse = functools.wraps(function)(_refusing(full, counts))  # PyTorch unwraps some
+            refuse = functools.wraps(function)(
+                counts.refusing(full, entry.reason)
+            )  # PyTorch unwraps some
             patches.set(torch.cuda, leaf, refuse)
 
 
-def _refusing(full: str, counts: Tally) -> Callable[..., NoReturn]:
-    reason = tally.table()[full].reason
-
-    def refuse(*args: object, **kwargs: object) -> NoReturn:
-        counts.refused(full, reason)
-        raise RefusedError(f"{full} is not available on this chip: {reason}")
-
-    return refuse
-
-
 def _refuse_class(name: str, counts: Tally, patches: Patches) -> None:
-    refuse = _refusing(f"torch.cuda.{name}", counts)
+    full = f"torch.cuda.{name}"
+    refuse = counts.refusing(full, tally.table()[full].reason)
     refused = type(name, (), {"__new__": refuse, "__module__": "torch.cuda"})
     patches.set(torch.cuda, name, refused)
     home = {"CUDAGraph": "graphs", "MemPool": "memory", "GreenContext": "green_contexts"}[name]

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 import torch
 
-from offramp.errors import RefusedError
 from offramp.identity.patches import Patches
 from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally
@@ -48,23 +47,16 @@ def _keep_from_fusing(patches: Patches) -> None:
     patches.on_undo(lambda: torch._C._jit_override_can_fuse_on_gpu(before))
 
 
-def _refusing(name: str, why: str, counts: Tally) -> Callable[..., NoReturn]:
-    def refuse(*args: object, **kwargs: object) -> NoReturn:
-        counts.refused(f"torch._C.{name}", why)
-        raise RefusedError(f"torch._C.{name} is not available on this chip: {why}")
-
-    return refuse
-
-
 def _refusals(counts: Tally) -> dict[str, tuple[Any, Callable[..., NoReturn]]]:
     """Name in `torch._C` to the function there and what takes its place."""
-
     left = {
         name: value
         for name, value in vars(torch._C).items()
         if name.startswith(_PREFIXES) and isinstance(value, types.BuiltinFunctionType)
     }
-    return {name: (value, _refusing(name, _WHY, counts)) for name, value in left.items()}
+    return {
+        name: (value, counts.refusing(f"torch._C.{name}", _WHY)) for name, value in left.items()
+    }
 
 
 def _rebind(replaced: list[tuple[Any, Any]], patches: Patches) -> None:

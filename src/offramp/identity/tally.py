@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
+
+from offramp.errors import RefusedError
 
 CLASSES = ("same", "mapped", "emulated", "refused")
 
@@ -87,6 +89,15 @@ class Tally:
     def refused(self, name: str, reason: str) -> None:
         self.calls[name] += 1
         self.refusals[name, reason] += 1
+
+    def refusing(self, name: str, reason: str) -> Callable[..., NoReturn]:
+        """A function in the place of `name` that counts its calls and raises RefusedError."""
+
+        def refuse(*args: object, **kwargs: object) -> NoReturn:
+            self.refused(name, reason)
+            raise RefusedError(f"{name} is not available on this chip: {reason}")
+
+        return refuse
 
     def answered_by_default(self, name: str, answer: object, why: str) -> None:
         """The program asked something whose true answer nobody knows; it got `answer`."""

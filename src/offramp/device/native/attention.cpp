@@ -95,8 +95,7 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
   const auto name = c10::str("aten::_scaled_dot_product_", kind, "_attention");
   static constexpr char reason[] = "the CPU has no kernel to compute its values with";
   refuse(
-      operator_for(c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "")),
-      c10::str("with ", what, ", ", reason),
+      operator_named(name.c_str()), c10::str("with ", what, ", ", reason),
       c10::str(name, " with ", what, " is not supported on ", chip().name, " (virtual): ", reason,
                ". Call torch.nn.functional.scaled_dot_product_attention, which chooses "
                "one that it has."));
@@ -110,18 +109,21 @@ std::tuple<Tensor, Tensor> forward(const char* kind, const Tensor& query, const 
                                                          scale);
 }
 
+Grads backward(const Tensor& grad, const Tensor& query, const Tensor& key, const Tensor& value,
+               const Tensor& bias, const Tensor& out, const Tensor& logsumexp, bool causal,
+               Scale scale) {
+  const MaybeTensor given = bias.defined() ? MaybeTensor(bias) : std::nullopt;
+  return at::_scaled_dot_product_flash_attention_for_cpu_backward(
+      grad, query, key, value, out, logsumexp, 0.0, causal, given, scale);
+}
+
+Tensor seed(const Tensor& like) { return at::zeros({}, like.options().dtype(at::kLong)); }
+
 Attended attended(std::tuple<Tensor, Tensor> made, const Tensor& query, const Tensor& key) {
-  const auto seed = at::zeros({}, query.options().dtype(at::kLong));
+  auto& [out, logsumexp] = made;
   const auto nothing = at::zeros({0}, query.options());
-  return {std::get<0>(made),
-          std::get<1>(made),
-          Tensor(),
-          Tensor(),
-          query.sym_size(2),
-          key.sym_size(2),
-          seed,
-          seed.clone(),
-          nothing};
+  return {out,         logsumexp,   Tensor(), Tensor(), query.sym_size(2), key.sym_size(2),
+          seed(query), seed(query), nothing};
 }
 
 Attended flash(const Tensor& query, const Tensor& key, const Tensor& value, double dropout,
@@ -134,8 +136,7 @@ Grads flash_backward(const Tensor& grad, const Tensor& query, const Tensor& key,
                      const Tensor& value, const Tensor& out, const Tensor& logsumexp, const Tensor&,
                      const Tensor&, c10::SymInt, c10::SymInt, double, bool causal, const Tensor&,
                      const Tensor&, Scale scale) {
-  return at::_scaled_dot_product_flash_attention_for_cpu_backward(
-      grad, query, key, value, out, logsumexp, 0.0, causal, std::nullopt, scale);
+  return backward(grad, query, key, value, Tensor(), out, logsumexp, causal, scale);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> efficient(const Tensor& query, const Tensor& key,
@@ -144,8 +145,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> efficient(const Tensor& query, const 
                                                      Scale scale) {
   const auto [out, logsumexp] =
       forward("efficient", query, key, value, bias, dropout, causal, scale);
-  const auto seed = at::zeros({}, query.options().dtype(at::kLong));
-  return {out, logsumexp, seed, seed.clone()};
+  return {out, logsumexp, seed(query), seed(query)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
@@ -154,9 +154,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
     double, std::array<bool, 4> wanted, bool causal, Scale scale) {
   if (!grad.defined()) return {};
   if (wanted[3]) refuse_kernel("efficient", "a gradient of the bias");
-  const MaybeTensor given = bias.defined() ? MaybeTensor(bias) : std::nullopt;
-  auto [d_query, d_key, d_value] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-      grad, query, key, value, out, logsumexp, 0.0, causal, given, scale);
+  auto [d_query, d_key, d_value] =
+      backward(grad, query, key, value, bias, out, logsumexp, causal, scale);
   return {d_query, d_key, d_value, Tensor()};
 }
 
@@ -169,9 +168,7 @@ Grads cudnn_backward(const Tensor& grad, const Tensor& query, const Tensor& key,
                      const Tensor& value, const Tensor& out, const Tensor& logsumexp, const Tensor&,
                      const Tensor&, const Tensor& bias, const Tensor&, const Tensor&, c10::SymInt,
                      c10::SymInt, double, bool causal, Scale scale) {
-  const MaybeTensor given = bias.defined() ? MaybeTensor(bias) : std::nullopt;
-  return at::_scaled_dot_product_flash_attention_for_cpu_backward(
-      grad, query, key, value, out, logsumexp, 0.0, causal, given, scale);
+  return backward(grad, query, key, value, bias, out, logsumexp, causal, scale);
 }
 
 }  // namespace

@@ -23,7 +23,8 @@ constexpr auto kDevice = c10::DeviceType::PrivateUse1;
 constexpr auto kKey = c10::DispatchKey::AutocastPrivateUse1;
 using Listed = std::vector<const char*>;
 
-// The lists AT_FORALL_... of ATen/autocast_mode.h; tests/torch/test_autocast.py compares them.
+// The lists AT_FORALL_... of ATen/autocast_mode.h; tests/torch/test_device_autocast.py compares
+// them.
 const Listed kLower{"_convolution.deprecated",
                     "_convolution",
                     "conv1d",

@@ -4,7 +4,6 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/tanh.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
@@ -78,13 +77,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tenso
 }
 
 // CUDA's softmax reads float16 and gives float32; the CPU's kernels know one format at a time.
-Operator& known(const char* name) {
-  return operator_for(c10::Dispatcher::singleton().findSchemaOrThrow(name, ""));
-}
-
 template <const char* Name>
 Tensor softmax(const Tensor& self, int64_t dim, bool half_to_float) {
-  static Operator& op = known(Name);
+  static Operator& op = operator_named(Name);
   c10::Stack stack{half_to_float ? self.to(at::kFloat) : self, dim, false};
   run_on_host(op, c10::DispatchKey::CPU, &stack);
   return stack.back().toTensor();
@@ -93,7 +88,7 @@ Tensor softmax(const Tensor& self, int64_t dim, bool half_to_float) {
 template <const char* Name>
 Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim,
                         at::ScalarType input_type) {
-  static Operator& op = known(Name);
+  static Operator& op = operator_named(Name);
   c10::Stack stack{grad, output, dim, grad.scalar_type()};
   run_on_host(op, c10::DispatchKey::CPU, &stack);
   return stack.back().toTensor().to(input_type);

@@ -2,7 +2,6 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
-#include <ATen/Utils.h>
 #include <c10/core/GeneratorImpl.h>
 #include <c10/util/Exception.h>
 

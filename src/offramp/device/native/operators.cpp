@@ -240,6 +240,10 @@ Operator& operator_for(const c10::OperatorHandle& handle) {
   return *slot;
 }
 
+Operator& operator_named(const char* name, const char* overload) {
+  return operator_for(c10::Dispatcher::singleton().findSchemaOrThrow(name, overload));
+}
+
 std::vector<Operator*> operators_called() {
   auto& all = registry();
   const std::lock_guard<std::mutex> lock(all.mutex);

@@ -50,6 +50,7 @@ struct Refusal {
 };
 
 Operator& operator_for(const c10::OperatorHandle& handle);
+Operator& operator_named(const char* name, const char* overload = "");
 std::vector<Operator*> operators_called();
 std::vector<Refusal> refusals();
 // Counts a refusal of `op` for `reason`, a short clause, and raises NotImplementedError.

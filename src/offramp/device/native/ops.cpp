@@ -33,16 +33,12 @@ class DeviceScope {
   int previous_;
 };
 
-Operator& known(const char* name, const char* overload) {
-  return operator_for(c10::Dispatcher::singleton().findSchemaOrThrow(name, overload));
-}
-
 void count(Operator& op) { op.calls.fetch_add(1, std::memory_order_relaxed); }
 
 Tensor empty(IntArrayRef size, Maybe<c10::ScalarType> dtype, Maybe<c10::Layout>,
              Maybe<c10::Device> where, Maybe<bool> pin, Maybe<c10::MemoryFormat> format) {
   TORCH_CHECK(!pin.value_or(false), "Only dense CPU tensors can be pinned");
-  static Operator& op = known("aten::empty", "memory_format");
+  static Operator& op = operator_named("aten::empty", "memory_format");
   count(op);
   const DeviceScope scope(where);
   return at::detail::empty_generic(size, allocator(), c10::DispatchKeySet(dense_key()),
@@ -52,7 +48,7 @@ Tensor empty(IntArrayRef size, Maybe<c10::ScalarType> dtype, Maybe<c10::Layout>,
 Tensor empty_strided(IntArrayRef size, IntArrayRef stride, Maybe<c10::ScalarType> dtype,
                      Maybe<c10::Layout>, Maybe<c10::Device> where, Maybe<bool> pin) {
   TORCH_CHECK(!pin.value_or(false), "Only dense CPU tensors can be pinned");
-  static Operator& op = known("aten::empty_strided", "");
+  static Operator& op = operator_named("aten::empty_strided");
   count(op);
   const DeviceScope scope(where);
   return at::detail::empty_strided_generic(
@@ -74,7 +70,7 @@ Tensor efficient_zero_tensor(IntArrayRef size, Maybe<c10::ScalarType> dtype, May
 }
 
 Tensor& copy_(Tensor& self, const Tensor& source, bool) {
-  static Operator& op = known("aten::copy_", "");
+  static Operator& op = operator_named("aten::copy_");
   count(op);
   if (self.is_same(source)) return self;
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
@@ -153,7 +149,7 @@ bool is_set_to(const Tensor& self, const Tensor& other) {
 }
 
 c10::Scalar local_scalar_dense(const Tensor& self) {
-  static Operator& op = known("aten::_local_scalar_dense", "");
+  static Operator& op = operator_named("aten::_local_scalar_dense");
   count(op);
   return at::native::_local_scalar_dense_cpu(host_view(self));
 }
