@@ -1,0 +1,1 @@
+"""Training a language model, from text to checkpoint: the verb `offramp train`."""
