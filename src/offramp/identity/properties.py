@@ -42,7 +42,7 @@ class DeviceProperties:
     minor: int
     total_memory: int
     uuid: str
-    gcnArchName: str = ""  # noqa: N815 -- PyTorch's spelling
+    gcnArchName: str = ""
     is_integrated: int = 0
     is_multi_gpu_board: int = 0
     pci_bus_id: int = 0

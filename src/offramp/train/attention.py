@@ -1,0 +1,168 @@
+"""Causal attention that stays inside each document, as transformers calls it.
+
+transformers looks attention up by the name in a model's configuration. Under NAME it finds
+`attend`, which takes the documents of the batch from the keyword `packing` that travels through
+the layers, so that no model code knows of packing.
+
+Shapes: B sequences, H heads, T tokens, D numbers a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+NAME = "offramp"
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """What attention must know of a batch.
+
+    spans        (row, first token, past the last token) of every document, in order; None where
+                 every row is one document
+    mask_BTT     instead of spans: True where a token may attend; for compiled layers and for
+                 context parallelism, whose queries and keys are not the same tokens
+    context      gathers the keys and values of a whole sequence (context parallelism), or None
+    """
+
+    spans: tuple[tuple[int, int, int], ...] | None = None
+    mask_BTT: Tensor | None = None
+    context: Any = None
+
+
+def register() -> None:
+    """Make `attend` known to transformers under NAME."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+
+
+def find_spans(documents_BT: Tensor) -> tuple[tuple[int, int, int], ...] | None:
+    """The spans of equal numbers along each row (a tensor in host memory); None: one a row."""
+    rows = documents_BT.numpy()
+    edges = (rows[:, 1:] != rows[:, :-1]).nonzero()
+    if not len(edges[0]):
+        return None
+    width = rows.shape[1]
+    cuts: list[list[int]] = [[0] for _ in rows]
+    for row, column in zip(*(axis.tolist() for axis in edges), strict=True):
+        cuts[row].append(column + 1)
+    return tuple(
+        (row, first, past)
+        for row, firsts in enumerate(cuts)
+        for first, past in zip(firsts, [*firsts[1:], width], strict=True)
+    )
+
+
+def causal_mask(documents_BT: Tensor) -> Tensor:
+    """(B, 1, T, T), True where a query (row) sees a key (column): earlier, same document."""
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return same_BTT.tril()[:, None]
+
+
+def attend(
+    module: torch.nn.Module,
+    query_BHTD: Tensor,
+    key_BHTD: Tensor,
+    value_BHTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packing: Packing | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention for transformers' layers: returns the output as (B, T, H, D), and no weights.
+
+    Fewer key-value heads than query heads are shared out evenly (grouped queries).
+    """
+    packing = packing or Packing()
+    if packing.context is not None:
+        key_BHTD, value_BHTD = packing.context.gather(key_BHTD), packing.context.gather(value_BHTD)
+    options: dict[str, Any] = {
+        "dropout_p": dropout if module.training else 0.0,
+        "scale": scaling,
+        "enable_gqa": key_BHTD.shape[1] != query_BHTD.shape[1],
+    }
+    mask_BTT = attention_mask if attention_mask is not None else packing.mask_BTT
+    window = sliding_window is not None and sliding_window < key_BHTD.shape[2]
+    if mask_BTT is None and window:
+        mask_BTT = _window_mask(packing, query_BHTD)
+    if mask_BTT is not None:
+        if window:
+            assert sliding_window is not None
+            mask_BTT = mask_BTT & _near(mask_BTT, sliding_window)
+        out_BHTD = scaled_dot_product_attention(
+            query_BHTD, key_BHTD, value_BHTD, attn_mask=mask_BTT, **options
+        )
+    elif packing.spans is None:
+        out_BHTD = scaled_dot_product_attention(
+            query_BHTD, key_BHTD, value_BHTD, is_causal=True, **options
+        )
+    else:
+        out_BHTD = _by_document(query_BHTD, key_BHTD, value_BHTD, packing.spans, options)
+    return out_BHTD.transpose(1, 2).contiguous(), None
+
+
+def _by_document(
+    query_BHTD: Tensor,
+    key_BHTD: Tensor,
+    value_BHTD: Tensor,
+    spans: tuple[tuple[int, int, int], ...],
+    options: dict[str, Any],
+) -> Tensor:
+    """One causal attention a document; neighbouring rows of one document go together."""
+    width = query_BHTD.shape[2]
+    pieces: list[Tensor] = []  # along T, of one row
+    rows: list[Tensor] = []
+    whole = 0  # whole rows that wait
+    for row, first, past in (*spans, (query_BHTD.shape[0], 0, 0)):
+        if past - first == width:
+            whole += 1
+            continue
+        if whole:
+            part = slice(row - whole, row)
+            rows.append(
+                scaled_dot_product_attention(
+                    query_BHTD[part], key_BHTD[part], value_BHTD[part], is_causal=True, **options
+                )
+            )
+            whole = 0
+        if past:
+            one, span = slice(row, row + 1), slice(first, past)
+            pieces.append(
+                scaled_dot_product_attention(
+                    query_BHTD[one, :, span],
+                    key_BHTD[one, :, span],
+                    value_BHTD[one, :, span],
+                    is_causal=True,
+                    **options,
+                )
+            )
+            if past == width:
+                rows.append(torch.cat(pieces, 2))
+                pieces = []
+    return torch.cat(rows)
+
+
+def _window_mask(packing: Packing, query_BHTD: Tensor) -> Tensor:
+    batch, width = query_BHTD.shape[0], query_BHTD.shape[2]
+    documents_BT = torch.zeros(batch, width, dtype=torch.int64)
+    for number, (row, first, past) in enumerate(packing.spans or ()):
+        documents_BT[row, first:past] = number
+    return causal_mask(documents_BT).to(query_BHTD.device)
+
+
+def _near(mask_BTT: Tensor, window: int) -> Tensor:
+    """True where a key is at most window - 1 tokens before its query."""
+    queries, keys = mask_BTT.shape[-2:]
+    ones = torch.ones(queries, keys, dtype=torch.bool, device=mask_BTT.device)
+    return ones.triu(keys - queries - window + 1)

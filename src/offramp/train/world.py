@@ -1,0 +1,96 @@
+"""The processes of a job: who this one is, on which device, and in which groups."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from offramp.errors import UsageError
+from offramp.train.layout import AXES, Layout
+
+HOST = "cpu"
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """This process among those of the job.
+
+    mesh is None where the job is one process without collectives; its axes are layout.AXES.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    mesh: DeviceMesh | None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    def coordinate(self, axis: str) -> int:
+        """This process's place on an axis."""
+        return 0 if self.mesh is None else self.mesh.get_local_rank(axis)
+
+    def group(self, *axes: str) -> dist.ProcessGroup | None:
+        """The processes that differ from this one on those axes only; None: only this one."""
+        if self.mesh is None or all(self.mesh[axis].size() == 1 for axis in axes):
+            return None
+        if len(axes) == 1:
+            return self.mesh.get_group(axes[0])
+        return self.mesh[axes]._flatten("_".join(axes)).get_group()
+
+    def close(self) -> None:
+        """Leave the job's groups."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def device_type(name: str) -> str:
+    """'cpu' where the job says so, else the type of PyTorch's accelerator, if there is one."""
+    if name == HOST or not torch.accelerator.is_available():
+        return HOST
+    found = torch.accelerator.current_accelerator()
+    assert found is not None
+    return found.type
+
+
+def join(layout: Layout, chip: str, env: Mapping[str, str] = os.environ) -> World:
+    """Join the processes that the launcher started (torchrun's variables), or be alone.
+
+    Raises UsageError when their number is not the layout's.
+    """
+    size, rank = int(env.get("WORLD_SIZE", 1)), int(env.get("RANK", 0))
+    local_rank = int(env.get("LOCAL_RANK", rank))
+    layout.check_world(size)
+    kind = device_type(chip)
+    device = torch.device(kind)
+    if kind != HOST:
+        count = torch.accelerator.device_count()
+        if local_rank >= count:
+            raise UsageError(
+                f"process {local_rank} of this node has no chip: {count} are visible here"
+            )
+        device = torch.device(kind, local_rank)
+        torch.accelerator.set_device_index(local_rank)
+    if size == 1 and "MASTER_ADDR" not in env:
+        return World(rank, size, local_rank, device, None)
+    timeout = timedelta(seconds=float(env.get("OFFRAMP_COLLECTIVE_TIMEOUT_S", 1800)))
+    dist.init_process_group(
+        _backend(kind), timeout=timeout, device_id=None if kind == HOST else device
+    )
+    shape = tuple(getattr(layout, axis) for axis in AXES)
+    return World(rank, size, local_rank, device, init_device_mesh(kind, shape, mesh_dim_names=AXES))
+
+
+def _backend(kind: str) -> str:
+    """Collectives of the device, and of host memory beside them: checkpoints use those."""
+    own = dist.get_default_backend_for_device(kind)
+    return "gloo" if kind == HOST else f"cpu:gloo,{kind}:{own}"
