@@ -172,3 +172,23 @@ def _convert(value: Any, hint: Any, full: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise UsageError(f"{full}: {value!r} is not {_KINDS[kind]}")
     return value
+
+
+def parse(cls: type[Any], dotted: str, text: str) -> Any:
+    """The value of a key from a command line: TOML, or text without quotes. Raises UsageError."""
+    for part in dotted.split("."):
+        hints = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        if part not in hints:
+            raise UsageError(f"unknown key {dotted!r}{nearest(part, hints)}")
+        cls = hints[part]
+    if dataclasses.is_dataclass(cls):
+        raise UsageError(
+            f"{dotted!r} is a table; expected one of its keys, such as "
+            f"{dotted}.{dataclasses.fields(cls)[0].name}"
+        )
+    if cls is str:
+        return text.strip("\"'")
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # `build` says what is expected of the key

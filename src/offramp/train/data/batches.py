@@ -32,10 +32,10 @@ class Rows:
     at each document's. documents: 0, 1, 2 ... in a row; tokens attend within their number only.
     """
 
-    tokens_BT: Table  # noqa: N815
-    targets_BT: Table  # noqa: N815
-    positions_BT: Table  # noqa: N815
-    documents_BT: Table  # noqa: N815
+    tokens_BT: Table
+    targets_BT: Table
+    positions_BT: Table
+    documents_BT: Table
 
 
 class Batches:

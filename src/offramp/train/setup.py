@@ -1,0 +1,236 @@
+"""Everything a run has before its first step, from the job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from offramp.errors import UsageError
+from offramp.train import attention, ground
+from offramp.train.checkpoint import CheckpointError, Checkpoints
+from offramp.train.data.batches import Batches
+from offramp.train.data.corpus import Corpora, data_cache, open_corpora
+from offramp.train.data.sources import Sources
+from offramp.train.data.tokenizer import Tokenizer, open_tokenizer
+from offramp.train.events import Prepared, Tell, Warned
+from offramp.train.feed import Feed
+from offramp.train.folder import RunFolder
+from offramp.train.ground import Ground
+from offramp.train.job import Job
+from offramp.train.model import LanguageModel
+from offramp.train.models import build, initialize, lora
+from offramp.train.models import folder as hf_folder
+from offramp.train.optimizer import Optimizers
+from offramp.train.parallel import Numbers, Parallel, parallelize
+from offramp.train.watch import LossScale, LossWatch
+from offramp.train.world import World
+
+
+@dataclass
+class Progress:
+    """How far a run is; with the tensors, all that a checkpoint holds."""
+
+    watch: LossWatch
+    scale: LossScale
+    step: int = 0
+    updates: int = 0
+    tokens: int = 0
+    total: int | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        return {
+            "step": self.step,
+            "updates": self.updates,
+            "tokens": self.tokens,
+            "total": self.total,
+            "watch": self.watch.state(),
+            "scale": {"value": self.scale.value, "clean": self.scale.clean},
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state."""
+        self.step, self.updates = state["step"], state["updates"]
+        self.tokens, self.total = state["tokens"], state["total"]
+        self.watch.resume(state["watch"])
+        self.scale.value, self.scale.clean = state["scale"]["value"], state["scale"]["clean"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A job that is set up."""
+
+    job: Job
+    folder: RunFolder
+    world: World
+    ground: Ground
+    tokenizer: Tokenizer
+    corpora: Corpora
+    shape: build.Shape
+    parallel: Parallel
+    optimizers: Optimizers
+    feed: Feed
+    held_out: Batches | None
+    checkpoints: Checkpoints
+    progress: Progress
+    tell: Tell
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights and the optimizer's state, by name; shared, not copied."""
+        weights = {f"model.{name}": p.detach() for name, p in self.parallel.state()}
+        kept = {f"optimizer.{name}": t for name, t in self.optimizers.tensors().items()}
+        return weights | kept
+
+
+def set_up(job: Job, folder: RunFolder, world: World, tell: Tell) -> Run:
+    """Open the data, build the model on its layout, and go back to the last checkpoint.
+
+    Raises UsageError and CheckpointError.
+    """
+    here = ground.find(job, world.device)
+    here.check(job)
+    attention.register()
+    tokenizer, corpora = _in_turn(world, lambda: _open_data(job, tell))
+    vocabulary = None if job.model.folder and not job.model.fresh else tokenizer.vocabulary
+    config = build.configure(job.model, vocabulary=vocabulary)
+    _check_model(job, config, tokenizer)
+    config._attn_implementation = attention.NAME
+    causal = build.build(config)
+    if job.lora.rank:
+        causal = lora.adapt(causal, job.lora)
+    model = LanguageModel(causal, loss_chunk=job.train.loss_chunk)
+    shape = build.describe(config)
+    parallel = parallelize(
+        model, job.layout, world, _numbers(job, here), materialize=_materialize(job, world)
+    )
+    optimizers = _optimizers(job, parallel)
+    checkpoints = Checkpoints(folder.checkpoints, world, keep=job.checkpoint.keep)
+    progress = Progress(
+        LossWatch(job.watch.spike, job.watch.bad_steps),
+        LossScale.for_precision(job.train.precision),
+    )
+    data, train = job.data, job.train
+    batches = Batches(
+        corpora.train,
+        sequence=data.sequence,
+        batch=train.batch,
+        seed=train.seed,
+        shuffle=data.shuffle,
+        boundaries=data.boundaries,
+    )
+    held_out = (
+        Batches(
+            corpora.held_out,
+            sequence=data.sequence,
+            batch=job.layout.dp * job.layout.micro_batch,
+            seed=train.seed,
+            shuffle=False,
+            boundaries=data.boundaries,
+        )
+        if corpora.held_out is not None
+        else None
+    )
+    feed = Feed(batches, job.layout, world, batch=train.batch)
+    run = Run(
+        job,
+        folder,
+        world,
+        here,
+        tokenizer,
+        corpora,
+        shape,
+        parallel,
+        optimizers,
+        feed,
+        held_out,
+        checkpoints,
+        progress,
+        tell,
+    )
+    _resume(run)
+    return run
+
+
+def _open_data(job: Job, tell: Tell) -> tuple[Tokenizer, Corpora]:
+    cache = data_cache(job.data)
+
+    def texts() -> Iterator[str]:
+        return Sources(job.data).texts()
+
+    def progress(documents: int, tokens: int) -> None:
+        tell(Prepared("tokens", tokens))
+
+    tokenizer = open_tokenizer(job.tokenizer, job.model.folder, texts, cache)
+    return tokenizer, open_corpora(job.data, tokenizer, cache, progress)
+
+
+def _in_turn(world: World, make: Callable[[], Any]) -> Any:
+    """`make` in the first process of each node, then, from what it has cached, in the others."""
+    made = make() if world.local_rank == 0 else None
+    if dist.is_initialized():
+        dist.barrier()
+    return made if world.local_rank == 0 else make()
+
+
+def _check_model(job: Job, config: Any, tokenizer: Tokenizer) -> None:
+    build.check_sequence(config, job.data.sequence)
+    if tokenizer.vocabulary > config.vocab_size:
+        raise UsageError(
+            f"the tokenizer has {tokenizer.vocabulary} tokens and the model {config.vocab_size}; "
+            "expected the model's own tokenizer: tokenizer.kind = 'folder'"
+        )
+    shape = build.describe(config)
+    job.layout.check_model(
+        layers=shape.layers, heads=shape.heads, kv_heads=shape.kv_heads, experts=shape.experts
+    )
+
+
+def _numbers(job: Job, here: Ground) -> Numbers:
+    return Numbers(
+        precision=job.train.precision,
+        compile=job.train.compile,
+        sum_only=here.has_quirk(ground.SUM_ONLY),
+        blocking_copies=here.has_quirk(ground.BLOCKING_COPIES),
+    )
+
+
+def _materialize(job: Job, world: World) -> Callable[[nn.Module], None]:
+    """Gives a stage its memory and its first weights."""
+
+    def fill(part: nn.Module) -> None:
+        assert isinstance(part, LanguageModel)
+        initialize.initialize(part.causal, seed=job.train.seed, device=world.device)
+        if job.model.folder and not job.model.fresh:
+            hf_folder.load_weights(part.causal, Path(job.model.folder))
+
+    return fill
+
+
+def _optimizers(job: Job, parallel: Parallel) -> Optimizers:
+    named = dict(parallel.parameters())
+    ends = parallel.embedding_names()
+    plain = [name for name, p in named.items() if p.ndim < 2 or name in ends]
+    matrices = [name for name, p in named.items() if p.ndim == 2 and name not in ends]
+    return Optimizers(named, job.optimizer, matrices=matrices, plain=plain)
+
+
+def _resume(run: Run) -> None:
+    found, flaws = run.checkpoints.find()
+    for flaw in flaws:
+        run.tell(Warned(f"{flaw}; the one before it is used"))
+    if found is None:
+        if flaws:
+            raise CheckpointError(
+                f"{flaws[-1]}; no other checkpoint is left in {run.folder.checkpoints}. Remove the "
+                "damaged ones to begin again"
+            )
+        return
+    tensors = run.tensors()
+    run.checkpoints.load(found, tensors)
+    run.progress.resume(found.state)
+    run.optimizers.resume(run.progress.updates)
