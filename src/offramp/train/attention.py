@@ -27,11 +27,13 @@ class Packing:
                  every row is one document
     mask_BTT     instead of spans: True where a token may attend; for compiled layers and for
                  context parallelism, whose queries and keys are not the same tokens
+    distance_TT  with a mask whose tokens are in another order: how far each key is before its query
     context      gathers the keys and values of a whole sequence (context parallelism), or None
     """
 
     spans: tuple[tuple[int, int, int], ...] | None = None
     mask_BTT: Tensor | None = None
+    distance_TT: Tensor | None = None
     context: Any = None
 
 
@@ -99,7 +101,7 @@ def attend(
     if mask_BTT is not None:
         if window:
             assert sliding_window is not None
-            mask_BTT = mask_BTT & _near(mask_BTT, sliding_window)
+            mask_BTT = mask_BTT & _near(mask_BTT, packing.distance_TT, sliding_window)
         out_BHTD = scaled_dot_product_attention(
             query_BHTD, key_BHTD, value_BHTD, attn_mask=mask_BTT, **options
         )
@@ -161,8 +163,10 @@ def _window_mask(packing: Packing, query_BHTD: Tensor) -> Tensor:
     return causal_mask(documents_BT).to(query_BHTD.device)
 
 
-def _near(mask_BTT: Tensor, window: int) -> Tensor:
+def _near(mask_BTT: Tensor, distance_TT: Tensor | None, window: int) -> Tensor:
     """True where a key is at most window - 1 tokens before its query."""
+    if distance_TT is not None:
+        return distance_TT < window
     queries, keys = mask_BTT.shape[-2:]
     ones = torch.ones(queries, keys, dtype=torch.bool, device=mask_BTT.device)
     return ones.triu(keys - queries - window + 1)

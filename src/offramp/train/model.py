@@ -5,6 +5,7 @@ Shapes: B sequences, T tokens, D hidden numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from offramp.errors import UsageError
 from offramp.train import attention
 from offramp.train.loss import Chunking, linear_cross_entropy
+
+# Hidden states, the head's weight and bias, and targets, as the loss is to see them.
+HeadInputs = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 # Configuration keys of heads that do more than one matrix product.
 _HEAD_KEYS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -23,6 +27,7 @@ class LanguageModel(nn.Module):
 
     `causal` is the model; parameters have its names. `has_embedding` and `has_head` are False in a
     stage without the first or last layers. The head's logits are never whole in memory.
+    `arrange`, where set, changes what the head is given: tensor parallelism gathers and splits.
     """
 
     def __init__(self, causal: Any, *, loss_chunk: int = 1024) -> None:
@@ -37,6 +42,7 @@ class LanguageModel(nn.Module):
         self.causal = causal
         self.chunking = Chunking(loss_chunk)
         self.has_embedding = self.has_head = True
+        self.arrange: Callable[[HeadInputs], HeadInputs] | None = None
 
     @property
     def body(self) -> nn.Module:
@@ -78,12 +84,11 @@ class LanguageModel(nn.Module):
         hidden_BTD = self.hidden(tokens_BT, positions_BT, packing)
         if not self.has_head:
             return hidden_BTD
+        hidden_BTD = self.product_format(hidden_BTD)
+        inputs: HeadInputs = hidden_BTD, self.head.weight, self.head.bias, targets_BT
+        hidden_BTD, weight_VD, bias_V, targets_BT = self.arrange(inputs) if self.arrange else inputs
         loss = linear_cross_entropy(
-            self.product_format(hidden_BTD).flatten(0, 1),
-            self.head.weight,
-            targets_BT.flatten(),
-            self.head.bias,
-            self.chunking,
+            hidden_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), bias_V, self.chunking
         )
         return loss[None]
 

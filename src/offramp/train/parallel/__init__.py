@@ -1,0 +1,159 @@
+"""One model over the ranks of a layout, and the steps that train it there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from offramp.train.layout import Layout
+from offramp.train.model import LanguageModel
+from offramp.train.parallel import gradients, layers, meshes, spread
+from offramp.train.parallel.context import Context
+from offramp.train.parallel.numbers import Numbers
+from offramp.train.parallel.rows import Feeder, MicroBatch, MicroBatches
+from offramp.train.world import World
+
+__all__ = ["MicroBatch", "MicroBatches", "Numbers", "Parallel", "allocate", "parallelize"]
+
+DATA_AXES = ("dp_replicate", "dp_shard", "cp")
+
+
+def parallelize(
+    model: LanguageModel,
+    layout: Layout,
+    world: World,
+    numbers: Numbers,
+    *,
+    materialize: Callable[[LanguageModel], None],
+) -> Parallel:
+    """Spread a whole model, on the meta device, over the ranks of a layout.
+
+    `materialize` is called with each part that this rank gets: it gives the weights memory (see
+    `allocate`) and values, by the names that they have in the whole model (`part.causal`), DTensors
+    among them. Raises UsageError where the model or the device does not allow the layout.
+    """
+    parts = [model]
+    is_sharded = layout.world > layout.dp_replicate
+    for part in parts:
+        for layer in part.layers:
+            layers.recompute(layer, layout.recompute)
+            if numbers.compile:
+                layers.compile_layer(layer)
+    if is_sharded:
+        made = meshes.make(layout, world)
+        for part in parts:
+            spread.shard(part, layout, numbers, made)
+    for part in parts:
+        materialize(part)
+    context_group = world.group("cp")
+    context = None if context_group is None else Context(context_group)
+    spreads = [_spread(part, layout, world) for part in parts]
+    return Parallel(layout, world, numbers, spreads, Feeder(world.device, numbers, context))
+
+
+def allocate(part: LanguageModel, device: torch.device) -> None:
+    """Give every weight and buffer of a part on the meta device memory, without values.
+
+    Unlike `to_empty`, weights that modules share stay shared.
+    """
+    made: dict[int, nn.Parameter | Tensor] = {}
+    for module in part.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                if id(parameter) not in made:
+                    empty = torch.empty_like(parameter.detach(), device=device)
+                    made[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+                module.register_parameter(name, made[id(parameter)])
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.empty_like(buffer, device=device)
+
+
+def _spread(part: LanguageModel, layout: Layout, world: World) -> spread.Spread:
+    if layout.world > layout.dp_replicate:
+        return spread.Sharded(part, layout)
+    return spread.Replicated(part, world) if layout.dp_replicate > 1 else spread.Spread(part)
+
+
+@dataclass(eq=False)
+class Parallel:
+    """This rank's parts of a model, and the steps that all ranks take together."""
+
+    layout: Layout
+    world: World
+    numbers: Numbers
+    spreads: list[spread.Spread]
+    feeder: Feeder
+    _autocast: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        # FSDP's policy casts weights once a gathering; elsewhere autocast does, at each product.
+        sharded = self.layout.world > self.layout.dp_replicate
+        self._autocast = self.numbers.precision != "fp32" and not sharded
+
+    @property
+    def parts(self) -> list[LanguageModel]:
+        """The stages of the pipeline that this rank holds; one, except interleaved."""
+        return [one.part for one in self.spreads]
+
+    def forward_backward(self, rows: MicroBatches, scale: float) -> Tensor:
+        """Run a step's micro-batches; gradients are those of `scale` x the sum of all losses.
+
+        Returns the sum of this rank's losses, in nats, float32, shape (); `total` adds up ranks.
+        Gradients are added to what is there, and are sums over all ranks.
+        """
+        loss = torch.zeros((), dtype=torch.float32, device=self.world.device)
+        (one,) = self.spreads
+        for number, row in enumerate(rows):
+            tokens, keywords = self.feeder.feed(one.part, row)
+            with one.micro_batch(last=number == len(rows) - 1):
+                with self.products():
+                    (own,) = one.call(tokens, **keywords)
+                (own * scale).backward()
+            loss += own.detach()
+        one.settle()
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self, rows: MicroBatches) -> Tensor:
+        """The sum of this rank's losses, as `forward_backward` gives it, without gradients."""
+        loss = torch.zeros((), dtype=torch.float32, device=self.world.device)
+        (one,) = self.spreads
+        for row in rows:
+            tokens, keywords = self.feeder.feed(one.part, row)
+            with self.products():
+                loss += one.part(tokens, **keywords)[0]
+        one.settle()
+        return loss
+
+    def products(self) -> AbstractContextManager[object]:
+        """The context in which products are in the format of the job."""
+        if not self._autocast:
+            return nullcontext()
+        return torch.autocast(self.world.device.type, self.numbers.dtype)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of `value` over ranks that saw different tokens, or other stages; a new tensor."""
+        out = value.clone()
+        group = self.world.group("pp", *DATA_AXES)
+        if group is not None:
+            dist.all_reduce(out, group=group)
+        return out
+
+    def gradient_norm(self) -> Tensor:
+        """The L2 norm of all gradients of all ranks, float32, shape (); equal on every rank."""
+        owned = (parameter for _, parameter in self.parameters())
+        square = gradients.square_sum(owned, self.layout, self.world.device)
+        if self.world.mesh is not None:
+            dist.all_reduce(square)
+        return square.sqrt()
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """This rank's parameters, by their names in the whole model."""
+        for part in self.parts:
+            yield from part.causal.named_parameters()

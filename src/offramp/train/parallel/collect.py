@@ -1,0 +1,94 @@
+"""Collectives that autograd knows: what is done to gradients is the transpose of what was done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed._functional_collectives import (
+    all_gather_tensor,
+    all_gather_tensor_autograd,
+    all_reduce,
+    reduce_scatter_tensor_autograd,
+    wait_tensor,
+)
+
+
+def gather(part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+    """The parts of all ranks along `dim`; gradients are summed, each rank getting its part."""
+    return wait_tensor(all_gather_tensor_autograd(part.contiguous(), dim, group))
+
+
+def scatter_sum(whole: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+    """This rank's part along `dim` of the sum over ranks; gradients are gathered."""
+    return wait_tensor(reduce_scatter_tensor_autograd(whole.contiguous(), "sum", dim, group))
+
+
+def sum_backward(same: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """`same`, equal on all ranks; its gradient is the sum of theirs."""
+    out: Tensor = _SumBackward.apply(same, group)
+    return out
+
+
+def sum_forward(part: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sum over ranks; every rank's part gets the gradient of the sum."""
+    out: Tensor = _SumForward.apply(part, group)
+    return out
+
+
+def split(same: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+    """This rank's part along `dim` of what is equal on all ranks; gradients are gathered."""
+    out: Tensor = _Split.apply(same, dim, group)
+    return out
+
+
+def join(part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+    """The parts of all ranks, where all go on alike: each part's gradient is a part of theirs."""
+    out: Tensor = _Join.apply(part, dim, group)
+    return out
+
+
+class _SumBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, same: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return same.view_as(same)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return wait_tensor(all_reduce(grad.contiguous(), "sum", ctx.group)), None
+
+
+class _SumForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
+        return wait_tensor(all_reduce(part.contiguous(), "sum", group))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, same: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+        ctx.dim, ctx.group = dim, group
+        return same.chunk(dist.get_world_size(group), dim)[dist.get_rank(group)].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return wait_tensor(all_gather_tensor(grad.contiguous(), ctx.dim, ctx.group)), None, None
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
+        ctx.dim, ctx.group = dim, group
+        return wait_tensor(all_gather_tensor(part.contiguous(), dim, group))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        size, rank = dist.get_world_size(ctx.group), dist.get_rank(ctx.group)
+        return grad.chunk(size, ctx.dim)[rank].contiguous(), None, None

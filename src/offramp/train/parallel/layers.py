@@ -1,0 +1,62 @@
+"""What is done to each decoder layer by itself: computing again, and compiling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
+
+# Selective: the results of these stay, everything else is computed again (as in Korthikanti et al.,
+# arXiv:2205.05198, what is large and cheap goes). Names, for not every build has every operator.
+_KEPT = (
+    "mm.default",
+    "addmm.default",
+    "bmm.default",
+    "_scaled_dot_product_flash_attention_for_cpu.default",
+    "_scaled_dot_product_flash_attention.default",
+    "_scaled_dot_product_efficient_attention.default",
+    "_scaled_dot_product_cudnn_attention.default",
+    "_scaled_dot_product_fused_attention_overrideable.default",
+)
+
+
+def recompute(layer: nn.Module, how: str) -> None:
+    """Compute the layer's activations again in the backward pass: 'none', 'selective', 'full'."""
+    if how == "none":
+        return
+    inner = layer.forward
+    context_fn = _selective() if how == "selective" else noop_context_fn
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return inner(*args, **kwargs)
+        return checkpoint(inner, *args, use_reentrant=False, context_fn=context_fn, **kwargs)
+
+    layer.forward = forward
+
+
+def compile_layer(layer: nn.Module) -> None:
+    """Compile the layer, without the hooks that shard its weights."""
+    layer.forward = torch.compile(layer.forward)
+
+
+def _selective() -> Callable[[], Any]:
+    kept = set()
+    for name in _KEPT:
+        packet, _, overload = name.partition(".")
+        if hasattr(torch.ops.aten, packet):
+            kept.add(getattr(getattr(torch.ops.aten, packet), overload))
+
+    def policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if op in kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return partial(create_selective_checkpoint_contexts, policy)

@@ -1,0 +1,30 @@
+"""What parallelism must know of number formats and of the chip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+_FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Formats and habits.
+
+    precision        "bf16", "fp16" or "fp32": format of the products; weights are kept in fp32
+    compile          torch.compile each layer
+    sum_only         the chip's collectives have no AVG; sums are all that is used, on any chip
+    blocking_copies  the chip's copies from host memory do not run beside its work
+    """
+
+    precision: str = "bf16"
+    compile: bool = False
+    sum_only: bool = False
+    blocking_copies: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format of the products."""
+        return _FORMATS[self.precision]

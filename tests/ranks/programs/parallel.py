@@ -1,0 +1,222 @@
+"""One training step of a small model under a layout; and the same in plain PyTorch.
+
+A program's name says what runs: "qwen3 dp_shard=2 tp=2" is that model under that layout.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import cross_entropy
+
+from offramp.train import attention
+from offramp.train.layout import AXES, Layout
+from offramp.train.model import LanguageModel
+from offramp.train.parallel import MicroBatch, Numbers, allocate, parallelize
+from offramp.train.world import World
+
+SPECS = (
+    "qwen3",
+    "gpt2 recompute=selective",
+    "moe recompute=full",
+    "qwen3 dp_replicate=2",
+    "qwen3 dp_shard=2",
+    "qwen3 dp_shard=2 zero=2",
+    "qwen3 dp_shard=2 zero=1",
+    "tied dp_shard=2 prefetch=2 recompute=selective",
+    "gpt2 dp_shard=2 recompute=full",
+    "moe dp_replicate=2",
+    "moe dp_shard=2",
+    "qwen3 dp_replicate=2 dp_shard=2",
+)
+ON_CHIPS = (
+    "qwen3 dp_replicate=2",
+    "qwen3 dp_shard=2",
+    "qwen3 dp_replicate=2 dp_shard=2",
+)
+
+VOCABULARY, WIDTH, MICRO = 48, 16, 2
+DENSE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
+MIXED = {**DENSE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "qwen3": lambda: transformers.Qwen3Config(**DENSE),
+    "tied": lambda: transformers.Qwen3Config(**DENSE, tie_word_embeddings=True),
+    "llama": lambda: transformers.LlamaConfig(**DENSE),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=16, n_layer=4, n_head=4, n_positions=64,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    ),
+    "moe": lambda: transformers.Qwen3MoeConfig(**MIXED, norm_topk_prob=True),
+    "ernie": lambda: transformers.Ernie4_5_MoeConfig(
+        **{**MIXED, "num_experts": None}, moe_num_experts=4, moe_k=2, moe_layer_start_index=1,
+        moe_num_shared_experts=1,
+    ),
+    "deepseek": lambda: transformers.DeepseekV3Config(
+        **{**DENSE, "num_key_value_heads": 4}, moe_intermediate_size=12, n_routed_experts=4,
+        num_experts_per_tok=2, n_group=2, topk_group=2, first_k_dense_replace=1, kv_lora_rank=8,
+        q_lora_rank=12, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4, n_shared_experts=1,
+    ),
+}  # fmt: skip
+
+
+def build(name: str, implementation: str, device: str = "cpu") -> Any:
+    """The model with weights of seed 0, in float32."""
+    torch.manual_seed(0)
+    config = CONFIGS[name]()
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation=implementation, dtype=torch.float32
+        )
+    if device == "cpu":
+        for parameter in model.parameters():  # norms and biases that are not ones and zeros
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    return model
+
+
+def batch(rows: int) -> MicroBatch:
+    """Rows of tokens in documents of various lengths; some tokens are not trained on."""
+    chance = torch.Generator().manual_seed(1)
+    tokens_BT = torch.randint(VOCABULARY, (rows, WIDTH), generator=chance)
+    targets_BT = torch.randint(VOCABULARY, (rows, WIDTH), generator=chance)
+    targets_BT[torch.rand(rows, WIDTH, generator=chance) < 0.1] = -100
+    documents_BT = (torch.rand(rows, WIDTH, generator=chance) < 0.2).cumsum(1)
+    documents_BT[0] = 0
+    positions_BT = torch.arange(WIDTH).expand(rows, WIDTH).clone()
+    return MicroBatch(tokens_BT, targets_BT, positions_BT, documents_BT)
+
+
+def scale_of(rows: MicroBatch) -> float:
+    return 1.0 / int((rows.targets_BT != -100).sum())
+
+
+def plain_step(name: str, rows: int) -> dict[str, Any]:
+    """Sum of losses, gradients of their mean and the norm, by transformers and PyTorch alone."""
+    model, whole = build(name, "eager"), batch(rows)
+    if hasattr(model.config, "_experts_implementation"):
+        model.config._experts_implementation = "eager"
+    same = whole.documents_BT[:, :, None] == whole.documents_BT[:, None, :]
+    mask = torch.where(same.tril(), 0.0, torch.finfo(torch.float32).min)[:, None]
+    logits = model(
+        whole.tokens_BT, position_ids=whole.positions_BT, attention_mask=mask, use_cache=False
+    ).logits
+    loss = cross_entropy(logits.flatten(0, 1), whole.targets_BT.flatten(), reduction="sum")
+    (loss * scale_of(whole)).backward()
+    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    norm = torch.stack([grad.norm() for grad in grads.values()]).norm()
+    return {"loss": loss.detach(), "grads": grads, "norm": norm}
+
+
+def read(spec: str) -> tuple[str, Layout, dict[str, Any]]:
+    """The model, the layout and the rest of a program's name."""
+    name, *pairs = spec.split(" ")
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        values[key] = int(text) if text.isdigit() else text
+    for key in ("sequence_parallel", "loss_parallel"):
+        if key in values:
+            values[key] = bool(values[key])
+    more = {key: values.pop(key) for key in ("precision", "compile", "micro") if key in values}
+    return name, Layout(**values, micro_batch=MICRO), more
+
+
+def fill(part: LanguageModel, source: Any, device: torch.device) -> None:
+    """Memory for a part, and the values of the whole model `source`, by name."""
+    allocate(part, device)
+    values = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+    for kind in (part.causal.named_parameters(), part.causal.named_buffers()):
+        for name, target in kind:
+            value = values[name].detach().to(device)
+            if isinstance(target, DTensor):
+                value = shard_like(value, target)
+            with torch.no_grad():
+                (target.to_local() if isinstance(target, DTensor) else target).copy_(value)
+
+
+def shard_like(value: torch.Tensor, target: DTensor) -> torch.Tensor:
+    """This rank's part of a whole tensor, found by numbering its elements."""
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = target.device_mesh, target.placements
+    if not any(type(p).__name__ == "_StridedShard" for p in placements):
+        return distribute_tensor(value, mesh, placements, src_data_rank=None).to_local()
+    from torch.distributed.checkpoint._nested_dict import flatten_state_dict  # noqa: F401
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(value.shape, mesh, placements)
+    return value[tuple(slice(o, o + s) for o, s in zip(offset, shape, strict=True))]
+
+
+def world_of(place: Any, layout: Layout) -> World:
+    shape = tuple(getattr(layout, axis) for axis in AXES)
+    mesh = init_device_mesh(place.kind, shape, mesh_dim_names=AXES)
+    return World(place.rank, place.world, place.rank, place.device, mesh)
+
+
+def step(place: Any, spec: str) -> dict[str, Any]:
+    """One step; gradients whole, by name, of this rank's stages."""
+    attention.register()
+    name, layout, more = read(spec)
+    world = world_of(place, layout)
+    micro = int(more.get("micro", 2))
+    source = build(name, attention.NAME)
+    numbers = Numbers(more.get("precision", "fp32"), compile=bool(more.get("compile", False)))
+    model = LanguageModel(build(name, attention.NAME, "meta"), loss_chunk=7)
+    parallel = parallelize(
+        model, layout, world, numbers,
+        materialize=lambda part: fill(part, source, place.device),
+    )  # fmt: skip
+    whole = batch(layout.dp * micro * MICRO)
+    first = world.coordinate("dp_replicate") * layout.dp_shard + world.coordinate("dp_shard")
+    parts = zip(*(t.split(MICRO) for t in vars(whole).values()), strict=True)
+    rows = [MicroBatch(*tensors) for tensors in parts][first * micro : (first + 1) * micro]
+    evaluated = parallel.total(parallel.evaluate(rows))
+    loss = parallel.total(parallel.forward_backward(rows, scale_of(whole)))
+    norm = parallel.gradient_norm()
+    grads = {}
+    for parameter_name, parameter in parallel.parameters():
+        grad = parameter.grad
+        if grad is not None:
+            grads[parameter_name] = grad.full_tensor() if isinstance(grad, DTensor) else grad
+    return {"loss": loss, "evaluated": evaluated, "grads": grads, "norm": norm}
+
+
+def every(place: Any) -> dict[str, Any]:
+    """The results of all layouts for this many ranks, or what went wrong, by name."""
+    return play(place, [spec for spec in SPECS if read(spec)[1].world == place.world])
+
+
+def on_chips(place: Any) -> dict[str, Any]:
+    """The same for those that virtual chips play as well."""
+    return play(place, [spec for spec in ON_CHIPS if read(spec)[1].world == place.world])
+
+
+def play(place: Any, specs: list[str]) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for spec in specs:
+        try:
+            results[spec] = step(place, spec)
+        except Exception:
+            results[spec] = traceback.format_exc()
+    return results
+
+
+def __getattr__(spec: str) -> Callable[[Any], dict[str, Any]]:
+    if spec.startswith("__"):
+        raise AttributeError(spec)
+    return lambda place: play(place, [spec])
