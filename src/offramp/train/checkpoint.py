@@ -21,11 +21,13 @@ from typing import Any, cast
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from offramp import units
 from offramp.errors import OfframpError
 from offramp.train.world import World
 
@@ -84,7 +86,7 @@ class Checkpoints:
                 process_group=self._group,
                 no_dist=self._group is None,
             )
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             raise CheckpointError(_cannot_write(partial, error)) from error
         assert isinstance(writing, Future)
         self._pending = self._thread.submit(self._publish, writing, partial, step, dict(state))
@@ -114,7 +116,7 @@ class Checkpoints:
             writing.result()
             for path in sorted(partial.glob(f"__{self._world.rank}_*.distcp")):
                 mine[path.name] = _fingerprint(path)
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             mine = {"error": _cannot_write(partial, error)}
         parts = self._gather(mine)
         errors = [part["error"] for part in parts if "error" in part]
@@ -231,6 +233,28 @@ def _sync(folder: Path) -> None:
 
 
 def _cannot_write(path: Path, error: BaseException) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    last = reason.strip().splitlines()[-1] if reason.strip() else repr(error)
-    return f"cannot write the checkpoint {path}: {last}"
+    """One line: the system's reason where one is found behind PyTorch's, and the space left."""
+    reason = next((e.strerror for e in _behind(error) if isinstance(e, OSError) and e.strerror), "")
+    if not reason:
+        lines = str(error).strip().splitlines()
+        reason = lines[-1] if lines else repr(error)
+    try:
+        free = units.format_bytes(shutil.disk_usage(path.parent).free)
+    except OSError:
+        return f"cannot write the checkpoint {path}: {reason}"
+    return f"cannot write the checkpoint {path}: {reason} ({free} are free there)"
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that led to it, in any rank."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        if isinstance(one, CheckpointException):
+            waiting += [failure for failure, _ in one.failures.values()]
+        waiting += [e for e in (one.__cause__, one.__context__) if e is not None]

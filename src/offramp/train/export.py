@@ -30,8 +30,7 @@ def write(run: Run) -> None:
 def _whole_state(run: Run) -> dict[str, Tensor]:
     """Every weight by name, whole, on the host, in the first process; others get nothing."""
     mine: dict[str, Tensor] = {}
-    for name, p in run.parallel.state():
-        tensor = p.detach()
+    for name, tensor in run.weights().items():
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if run.world.coordinate("pp") == 0 and not run.world.is_main:
             continue

@@ -157,21 +157,20 @@ def evaluate(run: Run, held_out: Batches) -> float:
 
 
 def write_samples(run: Run) -> tuple[tuple[str, str], ...]:
-    """What the model makes of the job's prompts; none where stages or sequences are apart."""
+    """What the model makes of the job's prompts; none where no rank has all of its layers."""
     section, layout = run.job.sample, run.job.layout
-    if not section.prompts or layout.pp > 1 or layout.cp > 1:
+    if not section.prompts or layout.pp * layout.cp * layout.tp > 1:
         return ()
     prompts = [[int(i) for i in run.tokenizer.encode(text)] for text in section.prompts]
-    written = run.parallel.sample(
-        lambda model: sample.write(
-            model,
+    with run.parallel.products():
+        written = sample.write(
+            run.parallel.parts[0],
             prompts,
             tokens=section.tokens,
             temperature=section.temperature,
             end=run.tokenizer.end,
             seed=run.job.train.seed,
         )
-    )
     return tuple(
         (prompt, run.tokenizer.decode(ids))
         for prompt, ids in zip(section.prompts, written, strict=True)

@@ -80,9 +80,16 @@ class Run:
     progress: Progress
     tell: Tell
 
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters and lasting buffers of this process, by name; shared, not copied."""
+        found = {name: p.detach() for name, p in self.parallel.parameters()}
+        for part in self.parallel.parts:
+            found |= _lasting_buffers(part.causal)
+        return found
+
     def tensors(self) -> dict[str, Tensor]:
         """The weights and the optimizer's state, by name; shared, not copied."""
-        weights = {f"model.{name}": p.detach() for name, p in self.parallel.state()}
+        weights = {f"model.{name}": tensor for name, tensor in self.weights().items()}
         kept = {f"optimizer.{name}": t for name, t in self.optimizers.tensors().items()}
         return weights | kept
 
@@ -213,10 +220,30 @@ def _materialize(job: Job, world: World) -> Callable[[nn.Module], None]:
 
 def _optimizers(job: Job, parallel: Parallel) -> Optimizers:
     named = dict(parallel.parameters())
-    ends = parallel.embedding_names()
+    ends = {name for part in parallel.parts for name in _end_names(part)}
     plain = [name for name, p in named.items() if p.ndim < 2 or name in ends]
     matrices = [name for name, p in named.items() if p.ndim == 2 and name not in ends]
     return Optimizers(named, job.optimizer, matrices=matrices, plain=plain)
+
+
+def _end_names(part: LanguageModel) -> set[str]:
+    """The names of the embedding's and the head's weights."""
+    ends = {
+        id(weight)
+        for layer in (part.causal.get_input_embeddings(), part.causal.get_output_embeddings())
+        if (weight := getattr(layer, "weight", None)) is not None
+    }
+    return {name for name, p in part.causal.named_parameters() if id(p) in ends}
+
+
+def _lasting_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Buffers that a checkpoint keeps, by name."""
+    return {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, inner in module.named_modules()
+        for name, buffer in inner._buffers.items()
+        if buffer is not None and name not in inner._non_persistent_buffers_set
+    }
 
 
 def _resume(run: Run) -> None:
