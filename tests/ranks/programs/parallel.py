@@ -67,7 +67,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         moe_num_shared_experts=1,
     ),
     "deepseek": lambda: transformers.DeepseekV3Config(
-        **{**DENSE, "num_key_value_heads": 4}, moe_intermediate_size=12, n_routed_experts=4,
+        **{**DENSE, "num_key_value_heads": 4, "head_dim": 4}, moe_intermediate_size=12, n_routed_experts=4,
         num_experts_per_tok=2, n_group=2, topk_group=2, first_k_dense_replace=1, kv_lora_rank=8,
         q_lora_rank=12, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4, n_shared_experts=1,
     ),
@@ -219,4 +219,4 @@ def play(place: Any, specs: list[str]) -> dict[str, Any]:
 def __getattr__(spec: str) -> Callable[[Any], dict[str, Any]]:
     if spec.startswith("__"):
         raise AttributeError(spec)
-    return lambda place: play(place, [spec])
+    return lambda place: play(place, spec.split(";"))
