@@ -27,7 +27,8 @@ class LanguageModel(nn.Module):
 
     `causal` is the model; parameters have its names. `has_embedding` and `has_head` are False in a
     stage without the first or last layers. The head's logits are never whole in memory.
-    `arrange`, where set, changes what the head is given: tensor parallelism gathers and splits.
+    `arrange` and `finish`, where set, change what the head is given and the loss that it gives:
+    tensor parallelism gathers, splits and sums.
     """
 
     def __init__(self, causal: Any, *, loss_chunk: int = 1024) -> None:
@@ -43,6 +44,7 @@ class LanguageModel(nn.Module):
         self.chunking = Chunking(loss_chunk)
         self.has_embedding = self.has_head = True
         self.arrange: Callable[[HeadInputs], HeadInputs] | None = None
+        self.finish: Callable[[Tensor], Tensor] | None = None
 
     @property
     def body(self) -> nn.Module:
@@ -90,7 +92,7 @@ class LanguageModel(nn.Module):
         loss = linear_cross_entropy(
             hidden_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), bias_V, self.chunking
         )
-        return loss[None]
+        return (self.finish(loss) if self.finish else loss)[None]
 
     def logits(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """The logits of each row's last token, (B, V), in float32."""

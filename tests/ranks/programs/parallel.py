@@ -61,13 +61,15 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         vocab_size=VOCABULARY, n_embd=16, n_layer=4, n_head=4, n_positions=64,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     ),
+    "window": lambda: transformers.Qwen3Config(
+        **DENSE, use_sliding_window=True, sliding_window=5, max_window_layers=2
+    ),
     "moe": lambda: transformers.Qwen3MoeConfig(**MIXED, norm_topk_prob=True),
     "ernie": lambda: transformers.Ernie4_5_MoeConfig(
-        **{**MIXED, "num_experts": None}, moe_num_experts=4, moe_k=2, moe_layer_start_index=1,
-        moe_num_shared_experts=1,
+        **MIXED, moe_layer_start_index=1, moe_num_shared_experts=1
     ),
     "deepseek": lambda: transformers.DeepseekV3Config(
-        **{**DENSE, "num_key_value_heads": 4}, moe_intermediate_size=12, n_routed_experts=4,
+        **{**DENSE, "num_key_value_heads": 4, "head_dim": 4}, moe_intermediate_size=12, n_routed_experts=4,
         num_experts_per_tok=2, n_group=2, topk_group=2, first_k_dense_replace=1, kv_lora_rank=8,
         q_lora_rank=12, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4, n_shared_experts=1,
     ),
@@ -110,7 +112,10 @@ def plain_step(name: str, rows: int) -> dict[str, Any]:
     if hasattr(model.config, "_experts_implementation"):
         model.config._experts_implementation = "eager"
     same = whole.documents_BT[:, :, None] == whole.documents_BT[:, None, :]
-    mask = torch.where(same.tril(), 0.0, torch.finfo(torch.float32).min)[:, None]
+    seen = {"full_attention": same.tril(), "sliding_attention": same.tril().triu(-4)}
+    lowest = torch.finfo(torch.float32).min
+    masks = {kind: torch.where(see, 0.0, lowest)[:, None] for kind, see in seen.items()}
+    mask = masks if name == "window" else masks["full_attention"]
     logits = model(
         whole.tokens_BT, position_ids=whole.positions_BT, attention_mask=mask, use_cache=False
     ).logits
@@ -219,4 +224,4 @@ def play(place: Any, specs: list[str]) -> dict[str, Any]:
 def __getattr__(spec: str) -> Callable[[Any], dict[str, Any]]:
     if spec.startswith("__"):
         raise AttributeError(spec)
-    return lambda place: play(place, [spec])
+    return lambda place: play(place, spec.split(";"))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from offramp.train.layout import Layout
 from offramp.train.model import LanguageModel
-from offramp.train.parallel import gradients, layers, meshes, spread
+from offramp.train.parallel import gradients, layers, meshes, spread, tensor
 from offramp.train.parallel.context import Context
 from offramp.train.parallel.numbers import Numbers
 from offramp.train.parallel.rows import Feeder, MicroBatch, MicroBatches
@@ -39,15 +39,18 @@ def parallelize(
     """
     parts = [model]
     is_sharded = layout.world > layout.dp_replicate
+    made = meshes.make(layout, world) if is_sharded else None
     for part in parts:
+        if made is not None and made.tp is not None:
+            tensor.apply(part, layout, made.tp)
         for layer in part.layers:
             layers.recompute(layer, layout.recompute)
             if numbers.compile:
                 layers.compile_layer(layer)
-    if is_sharded:
-        made = meshes.make(layout, world)
-        for part in parts:
+        if made is not None:
             spread.shard(part, layout, numbers, made)
+    if layout.async_tp and made is not None and made.tp is not None:
+        tensor.overlap(made.tp.get_group(), is_compiled=numbers.compile, device=world.device)
     for part in parts:
         materialize(part)
     context_group = world.group("cp")
