@@ -28,6 +28,7 @@ TOKENS, ENDS, MASK = "tokens.bin", "ends.bin", "mask.bin"
 _BATCH_PIECES = 256
 _BATCH_CHARACTERS = 1 << 20
 _REPORT_S = 0.2
+_UNTRAINED = np.zeros(1, np.uint8)
 
 
 def token_dtype(vocabulary: int) -> np.dtype[Any]:
@@ -58,18 +59,18 @@ class PartWriter:
     def add(self, ids: NDArray[np.integer[Any]], mask: Mask | None, *, ends: bool) -> None:
         """Append to the open document; where it ends, close it by one end token."""
         if len(ids):
-            self._write(ids, np.ones(len(ids), np.uint8) if mask is None else mask)
+            self._write(ids, mask)
             self._last = int(ids[-1])
         if ends:
             if self._last != self._end:
-                self._write(np.array([self._end]), np.zeros(1, np.uint8))
+                self._write(np.array([self._end]), _UNTRAINED)
             self._ends.write(self.tokens.to_bytes(8, "little"))
             self._last = -1
             self.documents += 1
 
-    def _write(self, ids: NDArray[np.integer[Any]], mask: Mask) -> None:
+    def _write(self, ids: NDArray[np.integer[Any]], mask: Mask | None) -> None:
         self._tokens.write(ids.astype(self._dtype).tobytes())
-        if self._mask is not None:
+        if self._mask is not None and mask is not None:
             self._mask.write(mask.tobytes())
         self.tokens += len(ids)
 
@@ -125,7 +126,7 @@ def _documents(
     splitter = _Splitter(tokenizer)
     for batch in _batches(pieces):
         texts = [piece.content for piece in batch if isinstance(piece.content, str)]
-        coded = iter(tokenizer.encode_batch(texts))
+        coded = iter(tokenizer.encode_batch(texts) if texts else ())
         for piece in batch:
             if isinstance(piece.content, np.ndarray):
                 yield from splitter.split(piece)

@@ -122,7 +122,6 @@ def _make(
 ) -> dict[str, Any]:
     if alone:
         remove_partials(folder)
-        shutil.rmtree(folder, ignore_errors=True)  # whatever it is, it is not whole
     made = temporary(folder)
     tally = sources.tally()
     masked = bool(data.chat)
@@ -141,6 +140,8 @@ def _make(
         about = {"format": _FORMAT, "masked": masked, "parts": parts, "left_out": str(tally)}
         about["token_bytes"] = token_dtype(tokenizer.vocabulary).itemsize
         (made / _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+        if _read_about(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)  # absent, or damaged
         publish(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
