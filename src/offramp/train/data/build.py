@@ -70,7 +70,8 @@ class PartWriter:
 
     def _write(self, ids: NDArray[np.integer[Any]], mask: Mask | None) -> None:
         self._tokens.write(ids.astype(self._dtype).tobytes())
-        if self._mask is not None and mask is not None:
+        if self._mask is not None:
+            assert mask is not None
             self._mask.write(mask.tobytes())
         self.tokens += len(ids)
 
