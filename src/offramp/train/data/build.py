@@ -28,6 +28,7 @@ TOKENS, ENDS, MASK = "tokens.bin", "ends.bin", "mask.bin"
 _BATCH_PIECES = 256
 _BATCH_CHARACTERS = 1 << 20
 _REPORT_S = 0.2
+_UNTRAINED = np.zeros(1, np.uint8)
 
 
 def token_dtype(vocabulary: int) -> np.dtype[Any]:
@@ -58,18 +59,19 @@ class PartWriter:
     def add(self, ids: NDArray[np.integer[Any]], mask: Mask | None, *, ends: bool) -> None:
         """Append to the open document; where it ends, close it by one end token."""
         if len(ids):
-            self._write(ids, np.ones(len(ids), np.uint8) if mask is None else mask)
+            self._write(ids, mask)
             self._last = int(ids[-1])
         if ends:
             if self._last != self._end:
-                self._write(np.array([self._end]), np.zeros(1, np.uint8))
+                self._write(np.array([self._end]), _UNTRAINED)
             self._ends.write(self.tokens.to_bytes(8, "little"))
             self._last = -1
             self.documents += 1
 
-    def _write(self, ids: NDArray[np.integer[Any]], mask: Mask) -> None:
+    def _write(self, ids: NDArray[np.integer[Any]], mask: Mask | None) -> None:
         self._tokens.write(ids.astype(self._dtype).tobytes())
         if self._mask is not None:
+            assert mask is not None
             self._mask.write(mask.tobytes())
         self.tokens += len(ids)
 
@@ -82,19 +84,21 @@ def write_parts(
     *,
     share: float,
     masked: bool,
+    skip_bad: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, dict[str, int]]:
     """Write both parts of a corpus into a new folder; gives tokens and documents of each.
 
-    share: of the documents, by the hash of their keys, that go to the part held out. progress is
-    called with the documents and tokens so far, a few times a second. Raises UsageError.
+    share: of the documents, by the hash of their keys, that go to the part held out. skip_bad:
+    count conversations that the tokenizer refuses, instead of stopping. progress is called with
+    the documents and tokens so far, a few times a second. Raises UsageError.
     """
     with ExitStack() as files:
         parts = {
             part: PartWriter(folder / part, tokenizer, masked=masked, files=files) for part in PARTS
         }
         reported = time.monotonic()
-        for key, ids, mask, ends in _documents(pieces, tokenizer, tally):
+        for key, ids, mask, ends in _documents(pieces, tokenizer, tally, skip_bad):
             part = parts["held_out" if is_held_out(key, share) else "train"]
             part.add(ids, mask, ends=ends)
             if progress and time.monotonic() - reported > _REPORT_S:
@@ -115,13 +119,15 @@ def _totals(parts: dict[str, PartWriter]) -> tuple[int, int]:
 _Coded = tuple[str, NDArray[np.integer[Any]], Mask | None, bool]
 
 
-def _documents(pieces: Iterator[Piece], tokenizer: Tokenizer, tally: Tally) -> Iterator[_Coded]:
+def _documents(
+    pieces: Iterator[Piece], tokenizer: Tokenizer, tally: Tally, skip_bad: bool
+) -> Iterator[_Coded]:
     """Key, ids, mask and whether the document ends there, of all that is not empty."""
     begun = False
     splitter = _Splitter(tokenizer)
     for batch in _batches(pieces):
         texts = [piece.content for piece in batch if isinstance(piece.content, str)]
-        coded = iter(tokenizer.encode_batch(texts))
+        coded = iter(tokenizer.encode_batch(texts) if texts else ())
         for piece in batch:
             if isinstance(piece.content, np.ndarray):
                 yield from splitter.split(piece)
@@ -129,7 +135,16 @@ def _documents(pieces: Iterator[Piece], tokenizer: Tokenizer, tally: Tally) -> I
             if isinstance(piece.content, str):
                 ids, mask = next(coded), None
             else:
-                ids, mask = _conversation(piece, tokenizer)
+                assert isinstance(piece.content, list)
+                try:
+                    ids, mask = tokenizer.chat(piece.content)
+                except ValueError as error:
+                    if not skip_bad:
+                        raise UsageError(
+                            f"{piece.name}: {error}; correct it, or set data.bad_lines to 'skip'"
+                        ) from error
+                    tally.bad(f"{piece.name}: {error}")
+                    continue
             if not len(ids) and piece.ends and not begun:
                 tally.left["empty documents"] += 1
                 continue
@@ -149,14 +164,6 @@ def _batches(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
             group, size = [], 0
     if group:
         yield group
-
-
-def _conversation(piece: Piece, tokenizer: Tokenizer) -> tuple[NDArray[np.int32], Mask]:
-    assert isinstance(piece.content, list)
-    try:
-        return tokenizer.chat(piece.content)
-    except ValueError as error:
-        raise UsageError(f"{piece.name}: {error}") from error
 
 
 class _Splitter:

@@ -122,7 +122,6 @@ def _make(
 ) -> dict[str, Any]:
     if alone:
         remove_partials(folder)
-        shutil.rmtree(folder, ignore_errors=True)  # whatever it is, it is not whole
     made = temporary(folder)
     tally = sources.tally()
     masked = bool(data.chat)
@@ -134,12 +133,15 @@ def _make(
             tally,
             share=data.held_out,
             masked=masked,
+            skip_bad=data.bad_lines == "skip",
             progress=progress,
         )
         _check_made(sources, data, tokenizer, folder, parts, tally)
         about = {"format": _FORMAT, "masked": masked, "parts": parts, "left_out": str(tally)}
         about["token_bytes"] = token_dtype(tokenizer.vocabulary).itemsize
         (made / _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+        if _read_about(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)  # absent, or damaged
         publish(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -189,10 +191,14 @@ def _open_part(
         mask = np.empty(0, np.uint8) if about["masked"] else None
         return Corpus(np.empty(0, dtype), np.empty(0, np.int64), mask)
     return Corpus(
-        np.memmap(folder / TOKENS, dtype, "r"),
-        np.memmap(folder / ENDS, "<i8", "r"),
-        np.memmap(folder / MASK, np.uint8, "r") if about["masked"] else None,
+        _mapped(folder / TOKENS, dtype),
+        _mapped(folder / ENDS, np.dtype("<i8")),
+        _mapped(folder / MASK, np.dtype(np.uint8)) if about["masked"] else None,
     )
+
+
+def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    return np.asarray(np.memmap(path, dtype, "r"))  # slices of the plain class cost less
 
 
 def _divide(

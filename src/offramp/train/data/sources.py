@@ -130,7 +130,7 @@ def _read_jsonl(file: SourceFile, data: DataSection, tally: Tally) -> Iterator[P
                     continue
                 name = f"{file.path}:{number}"
                 try:
-                    content = _content(_json_row(line, data), data)
+                    content = _content(_json_row(line.rstrip(), data), data)
                 except _BadRowError as error:
                     _reject(f"{name}: {error}", "correct the line", data, tally)
                     continue
