@@ -141,7 +141,8 @@ def _start(job: Job, folder: RunFolder, *, virtual: bool) -> int:
         if world == 1
         else [sys.executable, "-m", "offramp.train.workers", str(world), path]
     )
-    env = {"LOGLEVEL": "CRITICAL", **os.environ}
+    # torchrun and Gloo log ordinary things; what goes wrong is told by the run itself.
+    env = {"LOGLEVEL": "CRITICAL", "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
     if world > 1:
         env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
     if not virtual:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +34,7 @@ def train(job: Job, folder: RunFolder, tell: Tell) -> int:
     Raises OfframpError with one clear line.
     """
     began_s = time.monotonic()
+    _quiet()
     world = join(job.layout, job.chip.name)
     lock = folder.lock() if world.is_main else None
     metrics: Metrics | None = None
@@ -69,6 +72,12 @@ def _train(run: Run, metrics: Metrics | None) -> Outcome:
         loop.note_evaluation(run, metrics, outcome)
         loop.note_samples(run, metrics)
     return outcome
+
+
+def _quiet() -> None:
+    """What libraries say of ordinary things here; progress is told by events."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
 def _silent(event: Event) -> None:
