@@ -59,7 +59,7 @@ def remove_partials(final: Path) -> None:
 
 
 def publish(made: Path, final: Path) -> None:
-    """Give a finished folder its name. If another process was first, its folder stays."""
+    """Give a finished folder its name; if another process was first, nothing changes."""
     for path in [*made.rglob("*"), made]:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -71,4 +71,3 @@ def publish(made: Path, final: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        shutil.rmtree(made, ignore_errors=True)

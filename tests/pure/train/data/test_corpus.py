@@ -163,6 +163,20 @@ def test_the_cache_is_used_again(
     assert len(folders) == 6
 
 
+def test_a_file_that_ends_in_no_text_does_not_run_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources_module, "BLOCK_BYTES", 4)
+    (tmp_path / "a.txt").write_bytes(b"one\ntwo\n\xff\xff\n\n")
+    (tmp_path / "b.txt").write_bytes(b"three\nfour")
+    data = section(tmp_path, bad_lines="skip", held_out=0.0, sequence=4)
+    found = open_corpora(data, BYTES, tmp_path / "c")
+    first, second = documents(found.train)
+    assert bytes(first[:-1]) == b"one\ntwo\n"[: len(first) - 1]
+    assert bytes(second[:-1]) == b"three\nfour"
+    assert "byte 0xff at offset 8" in found.left_out
+
+
 def test_one_document_gives_its_tail(tmp_path: Path) -> None:
     path = tmp_path / "one.txt"
     path.write_text("abcdefghij" * 20)
@@ -269,6 +283,10 @@ def short_data(folder: Path) -> Iterator[tuple[DataSection, str]]:
     bad = folder / "bad.jsonl"
     bad.write_text("{\n{")
     yield section(empty), "no text in 1 files; left out: 1 empty documents; expected at least one"
+    one_good = folder / "one.jsonl"
+    one_good.write_text('{\n{"text": "abc"}')
+    left = "4 tokens, and one sequence takes 9; left out: 1 bad lines (the first: "
+    yield section(one_good, bad_lines="skip"), left
     yield section(bad, bad_lines="skip"), "no text in 1 files; left out: 2 bad lines (the first: "
     yield section(tiny), "4 tokens, and one sequence takes 9; give more text or a smaller data.seq"
     yield section(small), "16 tokens, and a sequence to train on and one to evaluate take 18"
