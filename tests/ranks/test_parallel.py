@@ -38,7 +38,8 @@ def check(spec: str, results: list[Any], tolerance: float = 1e-5) -> None:
         key: float((found[key] - grad).abs().max() / grad.abs().max())
         for key, grad in want["grads"].items()
     }
-    assert not {key: value for key, value in off.items() if not value <= tolerance}
+    wrong = {key: value for key, value in off.items() if not value <= tolerance}
+    assert not wrong, wrong
     for result in results:
         norm = result[spec]["norm"]
         torch.testing.assert_close(norm, want["norm"], rtol=tolerance, atol=0)
