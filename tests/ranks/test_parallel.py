@@ -33,7 +33,7 @@ def check(spec: str, results: list[Any], tolerance: float = 1e-5) -> None:
         for what in ("loss", "evaluated"):
             torch.testing.assert_close(result[what], want["loss"], rtol=tolerance, atol=0)
         found |= result["grads"]
-    assert found.keys() == want["grads"].keys()
+    assert found.keys() == want["grads"].keys(), found.keys() ^ want["grads"].keys()
     off = {
         key: float((found[key] - grad).abs().max() / grad.abs().max())
         for key, grad in want["grads"].items()

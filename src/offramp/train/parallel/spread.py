@@ -93,7 +93,9 @@ def shard(part: LanguageModel, layout: Layout, numbers: Numbers, meshes: Meshes)
     )
     whole = {p for name, p in part.named_parameters() if _is_state(name)}
     options: dict[str, Any] = {"mp_policy": policy, "ignored_params": whole}
-    release = layout.zero == 3
+    # Zero-bubble looks for the gathered weights after the forward pass, in its own weight passes.
+    splits_backward = layout.pp > 1 and layout.pipeline == "zero-bubble"
+    release = layout.zero == 3 and not splits_backward
     groups: list[list[FSDPModule]] = []
     for layer in part.layers:
         group: list[FSDPModule] = []
