@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from offramp.train.layout import Layout
 from offramp.train.model import LanguageModel
-from offramp.train.parallel import gradients, layers, meshes, spread, stages, tensor
+from offramp.train.parallel import experts, gradients, layers, meshes, spread, stages, tensor
 from offramp.train.parallel.context import Context
 from offramp.train.parallel.numbers import Numbers
 from offramp.train.parallel.pipeline import Pipeline
@@ -41,8 +41,11 @@ def parallelize(
     is_sharded = layout.world > layout.dp_replicate
     made = meshes.make(layout, world) if is_sharded else None
     for part in parts:
+        experts.register(part)
         if made is not None and made.tp is not None:
             tensor.apply(part, layout, made.tp)
+        if made is not None and made.ep is not None:
+            experts.spread_out(part, made.ep)
         for layer in part.layers:
             layers.recompute(layer, layout.recompute)
             if numbers.compile:
