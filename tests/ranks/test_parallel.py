@@ -33,12 +33,13 @@ def check(spec: str, results: list[Any], tolerance: float = 1e-5) -> None:
         for what in ("loss", "evaluated"):
             torch.testing.assert_close(result[what], want["loss"], rtol=tolerance, atol=0)
         found |= result["grads"]
-    assert found.keys() == want["grads"].keys()
+    assert found.keys() == want["grads"].keys(), found.keys() ^ want["grads"].keys()
     off = {
         key: float((found[key] - grad).abs().max() / grad.abs().max())
         for key, grad in want["grads"].items()
     }
-    assert not {key: value for key, value in off.items() if not value <= tolerance}
+    wrong = {key: value for key, value in off.items() if not value <= tolerance}
+    assert not wrong, wrong
     for result in results:
         norm = result[spec]["norm"]
         torch.testing.assert_close(norm, want["norm"], rtol=tolerance, atol=0)

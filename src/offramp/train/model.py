@@ -57,6 +57,18 @@ class LanguageModel(nn.Module):
         return cast(nn.Linear, self.causal.get_output_embeddings())
 
     @property
+    def embedding(self) -> nn.Embedding | None:
+        """The embedding of tokens; a stage has it for its first layers, or for a head it ties."""
+        found = self.causal.get_input_embeddings()
+        return found if isinstance(found, nn.Embedding) else None
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the weights of the head are those of the embedding."""
+        embedding = self.embedding
+        return self.has_head and embedding is not None and embedding.weight is self.head.weight
+
+    @property
     def layers(self) -> nn.ModuleList:
         """The decoder layers, in order."""
         found = [m for m in self.body.children() if isinstance(m, nn.ModuleList)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 
 from offramp.train.layout import Layout
 from offramp.train.model import LanguageModel
-from offramp.train.parallel import gradients, layers, meshes, spread, tensor
+from offramp.train.parallel import experts, gradients, layers, meshes, spread, stages, tensor
 from offramp.train.parallel.context import Context
 from offramp.train.parallel.numbers import Numbers
+from offramp.train.parallel.pipeline import Pipeline
 from offramp.train.parallel.rows import Feeder, MicroBatch, MicroBatches
 from offramp.train.world import World
 
@@ -37,12 +37,15 @@ def parallelize(
     `allocate`) and values, by the names that they have in the whole model (`part.causal`), DTensors
     among them. Raises UsageError where the model or the device does not allow the layout.
     """
-    parts = [model]
+    parts = stages.cut(model, layout, world.coordinate("pp"))
     is_sharded = layout.world > layout.dp_replicate
     made = meshes.make(layout, world) if is_sharded else None
     for part in parts:
+        experts.register(part)
         if made is not None and made.tp is not None:
             tensor.apply(part, layout, made.tp)
+        if made is not None and made.ep is not None:
+            experts.spread_out(part, made.ep)
         for layer in part.layers:
             layers.recompute(layer, layout.recompute)
             if numbers.compile:
@@ -56,7 +59,7 @@ def parallelize(
     context_group = world.group("cp")
     context = None if context_group is None else Context(context_group)
     spreads = [_spread(part, layout, world) for part in parts]
-    return Parallel(layout, world, numbers, spreads, Feeder(world.device, numbers, context))
+    return Parallel(spreads, layout, world, numbers, Feeder(world.device, numbers, context))
 
 
 def allocate(part: LanguageModel, device: torch.device) -> None:
@@ -83,26 +86,30 @@ def _spread(part: LanguageModel, layout: Layout, world: World) -> spread.Spread:
     return spread.Replicated(part, world) if layout.dp_replicate > 1 else spread.Spread(part)
 
 
-@dataclass(eq=False)
 class Parallel:
     """This rank's parts of a model, and the steps that all ranks take together."""
 
-    layout: Layout
-    world: World
-    numbers: Numbers
-    spreads: list[spread.Spread]
-    feeder: Feeder
-    _autocast: bool = field(init=False)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        spreads: list[spread.Spread],
+        layout: Layout,
+        world: World,
+        numbers: Numbers,
+        feeder: Feeder,
+    ) -> None:
+        self.layout, self.world, self.numbers = layout, world, numbers
+        self._spreads, self._feeder = spreads, feeder
+        self._pipeline = (
+            Pipeline(spreads, layout, world, numbers, feeder) if layout.pp > 1 else None
+        )
         # FSDP's policy casts weights once a gathering; elsewhere autocast does, at each product.
-        sharded = self.layout.world > self.layout.dp_replicate
-        self._autocast = self.numbers.precision != "fp32" and not sharded
+        is_sharded = layout.world > layout.dp_replicate
+        self._autocasts = numbers.precision != "fp32" and not is_sharded
 
     @property
     def parts(self) -> list[LanguageModel]:
         """The stages of the pipeline that this rank holds; one, except interleaved."""
-        return [one.part for one in self.spreads]
+        return [one.part for one in self._spreads]
 
     def forward_backward(self, rows: MicroBatches, scale: float) -> Tensor:
         """Run a step's micro-batches; gradients are those of `scale` x the sum of all losses.
@@ -110,10 +117,12 @@ class Parallel:
         Returns the sum of this rank's losses, in nats, float32, shape (); `total` adds up ranks.
         Gradients are added to what is there, and are sums over all ranks.
         """
+        if self._pipeline is not None:
+            return self._pipeline.forward_backward(rows, scale)
         loss = torch.zeros((), dtype=torch.float32, device=self.world.device)
-        (one,) = self.spreads
+        (one,) = self._spreads
         for number, row in enumerate(rows):
-            tokens, keywords = self.feeder.feed(one.part, row)
+            tokens, keywords = self._feeder.feed(one.part, row)
             with one.micro_batch(last=number == len(rows) - 1):
                 with self.products():
                     (own,) = one.call(tokens, **keywords)
@@ -125,10 +134,12 @@ class Parallel:
     @torch.no_grad()
     def evaluate(self, rows: MicroBatches) -> Tensor:
         """The sum of this rank's losses, as `forward_backward` gives it, without gradients."""
+        if self._pipeline is not None:
+            return self._pipeline.evaluate(rows)
         loss = torch.zeros((), dtype=torch.float32, device=self.world.device)
-        (one,) = self.spreads
+        (one,) = self._spreads
         for row in rows:
-            tokens, keywords = self.feeder.feed(one.part, row)
+            tokens, keywords = self._feeder.feed(one.part, row)
             with self.products():
                 loss += one.part(tokens, **keywords)[0]
         one.settle()
@@ -136,7 +147,7 @@ class Parallel:
 
     def products(self) -> AbstractContextManager[object]:
         """The context in which products are in the format of the job."""
-        if not self._autocast:
+        if not self._autocasts:
             return nullcontext()
         return torch.autocast(self.world.device.type, self.numbers.dtype)
 
@@ -150,7 +161,7 @@ class Parallel:
 
     def gradient_norm(self) -> Tensor:
         """The L2 norm of all gradients of all ranks, float32, shape (); equal on every rank."""
-        owned = (parameter for _, parameter in self.parameters())
+        owned = (p for part in self.parts for p in stages.owned(part))
         square = gradients.square_sum(owned, self.layout, self.world.device)
         if self.world.mesh is not None:
             dist.all_reduce(square)

@@ -93,7 +93,9 @@ def shard(part: LanguageModel, layout: Layout, numbers: Numbers, meshes: Meshes)
     )
     whole = {p for name, p in part.named_parameters() if _is_state(name)}
     options: dict[str, Any] = {"mp_policy": policy, "ignored_params": whole}
-    release = layout.zero == 3
+    # Zero-bubble looks for the gathered weights after the forward pass, in its own weight passes.
+    splits_backward = layout.pp > 1 and layout.pipeline == "zero-bubble"
+    release = layout.zero == 3 and not splits_backward
     groups: list[list[FSDPModule]] = []
     for layer in part.layers:
         group: list[FSDPModule] = []
@@ -108,9 +110,8 @@ def shard(part: LanguageModel, layout: Layout, numbers: Numbers, meshes: Meshes)
             group.append(_fsdp(experts))
         fully_shard(layer, mesh=meshes.dense, reshard_after_forward=release, **options)
         groups.append([_fsdp(layer), *group])
-    embedding = part.causal.get_input_embeddings()
-    tied = part.has_head and embedding.weight is part.head.weight
-    if part.has_embedding and not tied:
+    embedding = part.embedding
+    if embedding is not None and not part.is_tied:
         fully_shard(embedding, mesh=meshes.dense, reshard_after_forward=release, **options)
     # The head is not called as a module (its loss is), so it belongs to the root.
     fully_shard(part, mesh=meshes.dense, reshard_after_forward=False, **options)

@@ -48,14 +48,15 @@ def apply(part: LanguageModel, layout: Layout, mesh: DeviceMesh) -> None:
     for child in part.body.children():
         if any(True for _ in child.parameters()) and _is_norm(child):
             between._apply(child, mesh)
-    weight = part.causal.get_input_embeddings().weight
-    tied = part.has_head and weight is part.head.weight
-    vocabulary = _Vocabulary(layout.sequence_parallel, is_split=layout.loss_parallel or not tied)
-    if part.has_embedding or tied:
-        vocabulary._apply(part.causal.get_input_embeddings(), mesh)
+    embedding, is_tied = part.embedding, part.is_tied
+    # Tied weights lie alike in every stage that holds them.
+    keeps = part.causal.config.tie_word_embeddings and not layout.loss_parallel
+    if embedding is not None:
+        _Vocabulary(layout.sequence_parallel, is_split=not keeps)._apply(embedding, mesh)
     if part.has_head:
-        if tied:
-            part.head.weight = part.causal.get_input_embeddings().weight
+        if is_tied:
+            assert embedding is not None
+            part.head.weight = embedding.weight
         else:
             _place(part.head, mesh, lambda _: Shard(0) if layout.loss_parallel else Replicate())
         _arrange_head(part, layout, mesh)
@@ -196,23 +197,26 @@ class _Vocabulary(ParallelStyle):
 
     def _apply(self, module: nn.Module, mesh: DeviceMesh) -> nn.Module:
         assert isinstance(module, nn.Embedding)
-        group, size = mesh.get_group(), module.num_embeddings
+        group, size, padding = mesh.get_group(), module.num_embeddings, module.padding_idx
         _place(module, mesh, lambda _: Shard(0) if self._is_split else Replicate())
 
         def split_forward(tokens_BT: Tensor) -> Tensor:
             weight = _local(module.weight, Shard(0))
-            own_BT = tokens_BT - _first(size, mesh)
-            here_BT = (own_BT >= 0) & (own_BT < len(weight))
-            out_BTD = embedding(own_BT.clamp(0, len(weight) - 1), weight) * here_BT[..., None]
+            first, count = _first(size, mesh), len(weight)
+            own_BT = tokens_BT - first
+            here_BT = (own_BT >= 0) & (own_BT < count)
+            is_here = padding is not None and first <= padding < first + count
+            untrained = padding - first if is_here else None
+            out_BTD = embedding(own_BT.clamp(0, count - 1), weight, untrained) * here_BT[..., None]
             if self._is_sequence:
                 return collect.scatter_sum(out_BTD, _SEQUENCE, group)
             return collect.sum_forward(out_BTD, group)
 
         def whole_forward(tokens_BT: Tensor) -> Tensor:
             if not self._is_sequence:
-                return embedding(tokens_BT, _local(module.weight, Replicate()))
+                return embedding(tokens_BT, _local(module.weight, Replicate()), padding)
             own_BT = tokens_BT.chunk(mesh.size(), _SEQUENCE)[mesh.get_local_rank()]
-            return embedding(own_BT, _local(module.weight, Partial()))
+            return embedding(own_BT, _local(module.weight, Partial()), padding)
 
         module.forward = split_forward if self._is_split else whole_forward  # type: ignore[method-assign]
         return module
