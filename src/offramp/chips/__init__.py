@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from offramp.chips.catalogue import Chip, load, names, read
-from offramp.chips.facts import TIERS, Detection, Fact, Presentation, Quirk
+from offramp.chips.facts import TIERS, Cluster, Detection, Fact, Presentation, Quirk
 from offramp.chips.reading import ChipFileError
 
 __all__ = [
     "TIERS",
     "Chip",
     "ChipFileError",
+    "Cluster",
     "Detection",
     "Fact",
     "Presentation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,7 @@ from offramp.chips.facts import (
     FORMATS,
     RATE_FORMATS,
     SUPPORT,
+    Cluster,
     Detection,
     Fact,
     Presentation,
@@ -54,10 +56,16 @@ SCALARS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 _TOP_KEYS = (
     *("title", "vendor", "aliases", "sources", "facts", "rates"),
-    *("formats", "missing_ops", "quirks", "presentation"),
+    *("formats", "missing_ops", "quirks", "presentation", "cluster"),
 )
 _PRESENTED = ("device_type", "device_name", "collectives")
 _OPTIONAL = ("capability", "visible_env", "smi")
+# Names that [cluster] may give: key -> (form, example).
+_CLUSTER_NAMES = {
+    "resource": (re.compile(r"[a-z0-9][a-z0-9.-]*/[A-Za-z0-9][\w.-]*"), "nvidia.com/gpu"),
+    "gres": (re.compile(r"[a-z]\w*"), "gpu"),
+}
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DETECT_KINDS = ("env", "device_name", "module", "path", "command")
 
 
@@ -82,6 +90,7 @@ class Chip:
     missing_ops: Mapping[str, Fact]
     quirks: tuple[Quirk, ...]
     presentation: Presentation
+    cluster: Cluster = Cluster()
 
     @property
     def memory_bytes(self) -> int:
@@ -121,6 +130,8 @@ class Chip:
         yield from (("formats", key, self.formats[key]) for key in FORMATS if key in self.formats)
         yield from (("missing op", key, fact) for key, fact in self.missing_ops.items())
         yield from (("presentation", key, fact) for key, fact in self.presentation.facts.items())
+        yield from (("cluster", key, fact) for key, fact in self.cluster.facts.items())
+        yield from (("environment", key, fact) for key, fact in self.cluster.environment.items())
 
     def _count(self, key: str) -> int | None:
         fact = self.facts.get(key)
@@ -175,6 +186,7 @@ def read(path: Path) -> Chip:
         missing_ops=_read_missing(top.table("missing_ops"), context),
         quirks=tuple(_read_quirk(row, context) for row in top.tables("quirks")),
         presentation=_read_presentation(top.table("presentation", required=True), context),
+        cluster=_read_cluster(top.table("cluster"), context),
     )
     top.close(_TOP_KEYS)
     return chip
@@ -272,6 +284,30 @@ def _read_presentation(table: Table, context: Context) -> Presentation:
         detect=tuple(rules),
         facts=facts,
     )
+
+
+def _read_cluster(table: Table, context: Context) -> Cluster:
+    facts = {}
+    for key, (form, example) in _CLUSTER_NAMES.items():
+        if key in table.names():
+            fact = read_fact(_fact_table(table, key), "text", context)
+            if not form.fullmatch(str(fact.value)):
+                raise table.fail(key, f"{fact.value!r} is not a name such as {example!r}")
+            facts[key] = fact
+    environment: dict[str, Fact] = {}
+    for row in table.tables("environment"):
+        tier, source = read_trust(row, context)
+        name: str = row.take("name", str)
+        if not _VARIABLE.fullmatch(name):
+            raise row.fail("name", f"{name!r} is not the name of a variable")
+        if name in environment:
+            raise row.fail("name", f"{name!r} is set twice")
+        value, why = row.take("value", str), row.take("why", str)
+        environment[name] = Fact(value, "text", tier, source, note=why)
+        row.close(("name", "value", "why", "tier", "source"))
+    table.close((*_CLUSTER_NAMES, "environment"))
+    names = {key: str(fact.value) for key, fact in facts.items()}
+    return Cluster(**names, environment=environment, facts=facts)
 
 
 def _fact_table(table: Table, key: str) -> Table:

@@ -120,6 +120,8 @@ def as_data(chip: Chip) -> dict[str, Any]:
         ],
         "presentation": {key: fact_data(fact) for key, fact in shown.facts.items()}
         | {"detect": [{"kind": sign.kind, "value": sign.value} for sign in shown.detect]},
+        "cluster": {key: fact_data(fact) for key, fact in chip.cluster.facts.items()}
+        | {"environment": {key: fact_data(f) for key, f in chip.cluster.environment.items()}},
         "export": export_data(chip),
     }
 

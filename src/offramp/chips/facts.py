@@ -105,3 +105,18 @@ class Presentation:
     smi: str | None
     detect: tuple[Detection, ...]
     facts: Mapping[str, Fact] = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """How clusters hand out the chip, and what its training processes need around them.
+
+    `resource`: its name in Kubernetes; `gres`: its name in Slurm; both empty where unknown.
+    `environment`: variables to set on the real chip, each a fact whose note says why. `facts` has
+    the tier and source of the names.
+    """
+
+    resource: str = ""
+    gres: str = ""
+    environment: Mapping[str, Fact] = field(default_factory=dict, compare=False)
+    facts: Mapping[str, Fact] = field(default_factory=dict, compare=False)

@@ -25,6 +25,7 @@ _PRESENTED = {
     "visible_env": "visibility variable",
     "smi": "management tool",
 }
+_CLUSTER = {"resource": "resource in Kubernetes", "gres": "resource in Slurm"}
 _STYLES = {"derived": "cyan", "press": "yellow", "assumed": "magenta"}
 
 
@@ -190,6 +191,7 @@ def _show(chip: Chip) -> None:
         table.add_row(label, str(fact.value), fact.tier, cite(fact.source, fact.note))
     for sign in chip.presentation.detect:
         table.add_row("told by", escape(f"{sign.kind.replace('_', ' ')} {sign.value}"))
+    _cluster_rows(table, chip, cite)
     console.print(table)
     if chip.quirks:
         quirks = _table("Quirk", "What, and its effect", "Tier", "Source")
@@ -201,6 +203,17 @@ def _show(chip: Chip) -> None:
     console.print("[bold]Sources[/]")
     for source, number in numbers.items():
         console.print(escape(f"[{number}] {source}"))
+
+
+def _cluster_rows(table: Table, chip: Chip, cite: Any) -> None:
+    cluster = chip.cluster
+    if cluster.facts or cluster.environment:
+        table.add_section()
+    for name, fact in cluster.facts.items():
+        table.add_row(_CLUSTER[name], str(fact.value), fact.tier, cite(fact.source, fact.note))
+    for name, fact in cluster.environment.items():
+        source = cite(fact.source, fact.note)
+        table.add_row(f"environment {name}", str(fact.value), fact.tier, source)
 
 
 def _fact_rows(table: Table, chip: Chip, cite: Any) -> None:
@@ -253,6 +266,8 @@ def _compare(chosen: list[Chip]) -> None:
     table.add_section()
     for key, label in _PRESENTED.items():
         _compare_row(table, label, [chip.presentation.facts.get(key) for chip in chosen])
+    for key, label in _CLUSTER.items():
+        _compare_row(table, label, [chip.cluster.facts.get(key) for chip in chosen])
     table.add_row("quirks", *(str(len(chip.quirks)) for chip in chosen))
     table.add_section()
     for rule in export.rules():

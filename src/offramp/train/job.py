@@ -31,6 +31,10 @@ class ChipSection:
         "a chip of the catalogue (virtual), 'cpu', or 'here': the device that PyTorch finds",
     )
     memory: str = key("", "memory of each virtual chip, such as '2GiB' (default: all it has)")
+    per_node: int = key(0, "with --submit: chips of a node; 0: what is known of the chip", low=0)
+    resource: str = key(
+        "", "with --submit: the chip's resource name in Kubernetes (default: what is known)"
+    )
 
 
 @dataclass(frozen=True)

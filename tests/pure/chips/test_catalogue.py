@@ -116,6 +116,34 @@ def test_figures_of_the_810e() -> None:
     assert chip.facts["memory_bandwidth"].tier == "assumed"
 
 
+def test_names_in_clusters_are_the_makers_own() -> None:
+    names = {name: chips.load(name).cluster.resource for name in chips.names()}
+    assert names["zhenwu-810e"] == "alibabacloud.com/ppu"
+    assert names["kunlun-p800"] == "kunlunxin.com/xpu"
+    assert names["ascend-910b"] == "huawei.com/Ascend910"
+    for prefix, resource in (("nvidia", "nvidia.com/gpu"), ("amd", "amd.com/gpu")):
+        assert {r for name, r in names.items() if name.startswith(f"{prefix}-")} == {resource}
+    assert not names["cpu"]
+    assert not names["biren-br100"], "nothing public names it for this chip"
+
+
+def test_variables_for_training_say_why() -> None:
+    given = {name: chips.load(name).cluster.environment for name in chips.names()}
+    assert {name for name, variables in given.items() if variables} == {
+        "zhenwu-810e",
+        "kunlun-p800",
+    }
+    for name, variable, value, tier in (
+        ("zhenwu-810e", "TORCHINDUCTOR_COMPILE_THREADS", "1", "measured"),
+        ("kunlun-p800", "XDNN_FC_GEMM_DTYPE", "int32_with_ll", "vendor"),
+    ):
+        fact = given[name][variable]
+        assert (fact.value, fact.tier) == (value, tier)
+        assert fact.note
+        named = [f"{quirk.what} {quirk.effect}" for quirk in chips.load(name).quirks]
+        assert any(f"{variable}={value}" in text for text in named), "a quirk names it too"
+
+
 def test_own_name_chips() -> None:
     shown = {name: chips.load(name).presentation for name in ("ascend-910b", "mtt-s5000")}
     assert [p.device_type for p in shown.values()] == ["npu", "musa"]

@@ -51,6 +51,17 @@ device_name = { value = "Sample 1", tier = "vendor", source = "sheet" }
 capability = { value = "8.0", tier = "vendor", source = "sheet" }
 collectives = { value = "nccl", tier = "vendor", source = "sheet" }
 detect = [{ kind = "env", value = "SAMPLE" }]
+
+[cluster]
+resource = { value = "sample.com/chip", tier = "vendor", source = "sheet" }
+gres = { value = "gpu", tier = "vendor", source = "sheet" }
+
+[[cluster.environment]]
+name = "SAMPLE_MODE"
+value = "1"
+why = "it must be set"
+tier = "vendor"
+source = "sheet"
 """
 KEYS = [
     match
@@ -81,6 +92,17 @@ def test_the_sample_is_good(tmp_path: Path) -> None:
     assert chip.matrix_rates["bfloat16"].value == 494_500_000_000_000
     assert chip.facts["power"].interval == (1, 2)
     assert chip.missing_ops["aten::mm"].value == "no matrix units"
+    assert (chip.cluster.resource, chip.cluster.gres) == ("sample.com/chip", "gpu")
+    variable = chip.cluster.environment["SAMPLE_MODE"]
+    assert (variable.value, variable.note, variable.tier) == ("1", "it must be set", "vendor")
+    named = {(section, key) for section, key, _ in chip.all_facts()}
+    assert {("cluster", "resource"), ("environment", "SAMPLE_MODE")} <= named
+
+
+def test_a_chip_file_may_know_nothing_of_clusters(tmp_path: Path) -> None:
+    chip = read(write(tmp_path, GOOD.split("[cluster]")[0]))
+    assert (chip.cluster.resource, chip.cluster.gres) == ("", "")
+    assert not chip.cluster.environment
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -120,6 +142,16 @@ def test_any_misspelt_key_is_refused_by_name(
         ('kind = "env"', 'kind = "file"', "presentation.detect[0].kind: 'file' is not one of"),
         ("[rates.matrix]", "[rates.matrices]", "rates.matrices: unknown key; did you mean"),
         ("[missing_ops]", "[missing_ops", "not TOML: "),
+        (
+            "sample.com/chip",
+            "gpu",
+            "cluster.resource: 'gpu' is not a name such as 'nvidia.com/gpu'",
+        ),
+        ('"gpu"', '"gpu:8"', "cluster.gres: 'gpu:8' is not a name such as 'gpu'"),
+        ('"SAMPLE_MODE"', '"A=B"', "cluster.environment[0].name: 'A=B' is not the name of a"),
+        ('value = "1"', "value = 1", "cluster.environment[0].value: 1 is not text in quotes"),
+        ("resource =", "resources =", "cluster.resources: unknown key; did you mean 'resource'?"),
+        ("[cluster]", "[clusters]", "clusters: unknown key; did you mean 'cluster'"),
         ('value = "cuda"', 'value = ""', "presentation.device_type.value: empty"),
     ],
 )
