@@ -115,7 +115,7 @@ def build(config: Config) -> Model:
 def describe(config: Config, model: nn.Module | None = None) -> Shape:
     """The figures of a configuration, counted on the model itself (built on meta, if not given)."""
     model = build(config) if model is None else model
-    experts, chosen = _experts(config)
+    experts, chosen = count_experts(config)
     head = model.get_output_embeddings()  # type: ignore[operator]
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     total = active = embedded = matmul = 0
@@ -170,7 +170,8 @@ def _stored(model: nn.Module) -> Iterator[torch.Tensor]:
     yield from (buffer for name, buffer in model.named_buffers() if name in kept)
 
 
-def _experts(config: Config) -> tuple[int, int]:
+def count_experts(config: Config) -> tuple[int, int]:
+    """Routed experts of a layer, and how many of them a token meets; 0, 0 of a dense model."""
     count = next((n for key in _EXPERT_COUNTS if (n := getattr(config, key, None))), 0)
     return count, getattr(config, "num_experts_per_tok", 0) if count else 0
 
