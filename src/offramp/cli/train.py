@@ -55,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change any key of the job"
     )
     parser.add_argument("--resume", metavar="FOLDER", help="go on with the run in that folder")
+    parser.add_argument("--processes", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--print-job", action="store_true", help="write the complete job and stop")
     parser.add_argument("--list-presets", action="store_true", help="write the presets and stop")
     parser.add_argument(
@@ -74,6 +75,8 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.resume:
         if arguments.job or _changes(arguments):
             raise UsageError("--resume takes the job of its folder; expected no job and no changes")
+        if arguments.processes:
+            return _start_processes(arguments.processes, arguments.resume)
         run_folder, job = folder.open_folder(Path(arguments.resume))
         return _train(job, run_folder)
     job = _job(arguments)
@@ -136,11 +139,9 @@ def _start(job: Job, folder: RunFolder, *, virtual: bool) -> int:
     from offramp.launch import process, run
 
     world, path = job.layout.world, str(folder.path)
-    command = (
-        [sys.executable, "-m", "offramp", "train", "--resume", path]
-        if world == 1
-        else [sys.executable, "-m", "offramp.train.workers", str(world), path]
-    )
+    command = [sys.executable, "-m", "offramp", "train", "--resume", path]
+    if world > 1:
+        command += ["--processes", str(world)]
     # torchrun and Gloo log ordinary things; what goes wrong is told by the run itself.
     env = {"LOGLEVEL": "CRITICAL", "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
     if world > 1:
@@ -162,6 +163,15 @@ def _start(job: Job, folder: RunFolder, *, virtual: bool) -> int:
     return result["exit_status"]
 
 
+def _start_processes(count: int, path: str) -> int:
+    from offramp.train import workers
+
+    status, said = workers.run(count, path)
+    if said:
+        print(f"offramp: {said}", file=sys.stderr)
+    return status
+
+
 def _train_here(job: Job, folder: RunFolder) -> int:
     from offramp.cli._training import Display
     from offramp.train.run import train
@@ -176,7 +186,7 @@ def _list_presets() -> int:
     from offramp.train.models import presets
 
     found = [presets.load(name) for name in presets.names()]
-    lines = [Line(preset.name, f"{preset.title}: {preset.size}") for preset in found]
+    lines = [Line(preset.name, preset.title) for preset in found]
     _output.show("Presets for model.preset", lines, sys.stdout)
     return 0
 

@@ -79,14 +79,15 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     packing: Packing | None = None,
-    sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention for transformers' layers: returns the output as (B, T, H, D), and no weights.
 
-    Fewer key-value heads than query heads are shared out evenly (grouped queries).
+    Fewer key-value heads than query heads are shared out evenly (grouped queries). Layers with a
+    window give it as `sliding_window`.
     """
     packing = packing or Packing()
+    sliding_window: int | None = kwargs.get("sliding_window")
     if packing.context is not None:
         key_BHTD, value_BHTD = packing.context.gather(key_BHTD), packing.context.gather(value_BHTD)
     options: dict[str, Any] = {

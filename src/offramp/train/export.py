@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -9,6 +10,8 @@ from torch.distributed.tensor import DTensor
 from offramp.train.models import folder as hf_folder
 from offramp.train.models import lora
 from offramp.train.setup import Run
+
+FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def write(run: Run) -> None:
@@ -18,11 +21,17 @@ def write(run: Run) -> None:
     """
     state = _whole_state(run)
     if run.world.is_main:
-        if run.job.lora.rank:
-            lora.save_adapter(run.folder.model, run.parallel.parts[0].causal, state)
+        job = run.job
+        if job.lora.rank:
+            lora.save_adapter(run.folder.model, run.config, job.lora, state, base=job.model.folder)
         else:
-            config = run.parallel.parts[0].causal.config
-            hf_folder.save_folder(run.folder.model, config, state, run.tokenizer.save)
+            hf_folder.save_folder(
+                run.folder.model,
+                run.config,
+                state,
+                dtype=FORMATS[job.checkpoint.export_format or job.train.precision],
+                write_tokenizer=run.tokenizer.save,
+            )
     if dist.is_initialized():
         dist.barrier()
 

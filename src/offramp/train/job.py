@@ -6,7 +6,9 @@ Every key carries its help; `offramp train --print-job` writes them all.
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from offramp.errors import UsageError
@@ -16,8 +18,9 @@ from offramp.train.reading import check_choices, key
 PRECISIONS = ("bf16", "fp16", "fp32")
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "linear", "wsd", "constant")
-TOKENIZERS = ("byte", "bpe", "folder")
+TOKENIZERS = ("auto", "byte", "bpe", "folder")
 FORMATS = ("auto", "text", "jsonl", "parquet", "datasets", "tokens")
+DEFAULT = tomllib.loads((Path(__file__).parent / "default.toml").read_text(encoding="utf-8"))
 DEFAULT_MINUTES = 2.0
 BALANCES = ("auto", "loss", "bias", "none")
 
@@ -27,7 +30,7 @@ class ChipSection:
     """Where to train."""
 
     name: str = key(
-        "zhenwu-810e",
+        DEFAULT["chip"],
         "a chip of the catalogue (virtual), 'cpu', or 'here': the device that PyTorch finds",
     )
     memory: str = key("", "memory of each virtual chip, such as '2GiB' (default: all it has)")
@@ -51,7 +54,7 @@ class LoraSection:
 class ModelSection:
     """Which model, from where."""
 
-    preset: str = key("qwen3-nano", "a preset; `offramp train --list-presets` names them")
+    preset: str = key(DEFAULT["preset"], "a preset; `offramp train --list-presets` names them")
     folder: str = key("", "a local Hugging Face folder, instead of a preset")
     fresh: bool = key(False, "with a folder: take its configuration only, start from new weights")
     config: dict[str, Any] = key({}, "configuration keys to change, as transformers names them")
@@ -68,7 +71,11 @@ class ModelSection:
 class TokenizerSection:
     """How text becomes numbers."""
 
-    kind: str = key("byte", "'byte', 'bpe' (trained on the data), 'folder'", choices=TOKENIZERS)
+    kind: str = key(
+        "auto",
+        "'byte', 'bpe' (trained on the data), 'folder', or 'auto': the model folder's, else bytes",
+        choices=TOKENIZERS,
+    )
     vocabulary: int = key(4096, "bpe: how many tokens to learn", low=257)
     folder: str = key("", "a local folder with a Hugging Face tokenizer (default: the model's)")
 
@@ -168,6 +175,9 @@ class CheckpointSection:
     keep: int = key(2, "checkpoints that stay; 0: all", low=0)
     asynchronous: bool = key(True, "write while training goes on")
     export: bool = key(True, "write a Hugging Face folder at the end")
+    export_format: str = key(
+        "", "format of the weights in it (default: train.precision)", choices=("", *PRECISIONS)
+    )
 
 
 @dataclass(frozen=True)

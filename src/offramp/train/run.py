@@ -108,7 +108,7 @@ def _facts(run: Run) -> tuple[tuple[str, str], ...]:
             "data",
             f"{_short(len(run.corpora.train.tokens))} tokens in {run.corpora.train.documents:,} "
             f"documents, {_short(held_out)} held out; "
-            f"{job.tokenizer.kind} tokenizer of {run.tokenizer.vocabulary:,}",
+            f"{run.tokenizer.vocabulary:,} kinds of token",
         ),
         (
             "step",

@@ -71,6 +71,7 @@ class Run:
     ground: Ground
     tokenizer: Tokenizer
     corpora: Corpora
+    config: Any
     shape: build.Shape
     parallel: Parallel
     optimizers: Optimizers
@@ -81,8 +82,9 @@ class Run:
     tell: Tell
 
     def weights(self) -> dict[str, Tensor]:
-        """The parameters and lasting buffers of this process, by name; shared, not copied."""
-        found = {name: p.detach() for name, p in self.parallel.parameters()}
+        """The trained parameters and lasting buffers here, by name; shared, not copied."""
+        named = self.parallel.parameters()
+        found = {name: p.detach() for name, p in named if p.requires_grad}
         for part in self.parallel.parts:
             found |= _lasting_buffers(part.causal)
         return found
@@ -106,21 +108,47 @@ def set_up(job: Job, folder: RunFolder, world: World, tell: Tell) -> Run:
     vocabulary = None if job.model.folder and not job.model.fresh else tokenizer.vocabulary
     config = build.configure(job.model, vocabulary=vocabulary)
     _check_model(job, config, tokenizer)
+    if vocabulary is not None:
+        config.eos_token_id = tokenizer.end
     config._attn_implementation = attention.NAME
     causal = build.build(config)
+    shape = build.describe(config, causal)
     if job.lora.rank:
         causal = lora.adapt(causal, job.lora)
-    model = LanguageModel(causal, loss_chunk=job.train.loss_chunk)
-    shape = build.describe(config)
     parallel = parallelize(
-        model, job.layout, world, _numbers(job, here), materialize=_materialize(job, world)
+        LanguageModel(causal, loss_chunk=job.train.loss_chunk),
+        job.layout,
+        world,
+        _numbers(job, here),
+        materialize=_materialize(job, config, world),
     )
-    optimizers = _optimizers(job, parallel)
-    checkpoints = Checkpoints(folder.checkpoints, world, keep=job.checkpoint.keep)
-    progress = Progress(
-        LossWatch(job.watch.spike, job.watch.bad_steps),
-        LossScale.for_precision(job.train.precision),
+    batches, held_out = _batches(job, corpora)
+    run = Run(
+        job=job,
+        folder=folder,
+        world=world,
+        ground=here,
+        tokenizer=tokenizer,
+        corpora=corpora,
+        config=config,
+        shape=shape,
+        parallel=parallel,
+        optimizers=_optimizers(job, parallel),
+        feed=Feed(batches, job.layout, world, batch=job.train.batch),
+        held_out=held_out,
+        checkpoints=Checkpoints(folder.checkpoints, world, keep=job.checkpoint.keep),
+        progress=Progress(
+            LossWatch(job.watch.spike, job.watch.bad_steps),
+            LossScale.for_precision(job.train.precision),
+        ),
+        tell=tell,
     )
+    _resume(run)
+    return run
+
+
+def _batches(job: Job, corpora: Corpora) -> tuple[Batches, Batches | None]:
+    """The sequences of each step, and those of evaluations."""
     data, train = job.data, job.train
     batches = Batches(
         corpora.train,
@@ -130,37 +158,16 @@ def set_up(job: Job, folder: RunFolder, world: World, tell: Tell) -> Run:
         shuffle=data.shuffle,
         boundaries=data.boundaries,
     )
-    held_out = (
-        Batches(
-            corpora.held_out,
-            sequence=data.sequence,
-            batch=job.layout.dp * job.layout.micro_batch,
-            seed=train.seed,
-            shuffle=False,
-            boundaries=data.boundaries,
-        )
-        if corpora.held_out is not None
-        else None
+    if corpora.held_out is None:
+        return batches, None
+    return batches, Batches(
+        corpora.held_out,
+        sequence=data.sequence,
+        batch=job.layout.dp * job.layout.micro_batch,
+        seed=train.seed,
+        shuffle=False,
+        boundaries=data.boundaries,
     )
-    feed = Feed(batches, job.layout, world, batch=train.batch)
-    run = Run(
-        job,
-        folder,
-        world,
-        here,
-        tokenizer,
-        corpora,
-        shape,
-        parallel,
-        optimizers,
-        feed,
-        held_out,
-        checkpoints,
-        progress,
-        tell,
-    )
-    _resume(run)
-    return run
 
 
 def _open_data(job: Job, tell: Tell) -> tuple[Tokenizer, Corpora]:
@@ -206,14 +213,24 @@ def _numbers(job: Job, here: Ground) -> Numbers:
     )
 
 
-def _materialize(job: Job, world: World) -> Callable[[nn.Module], None]:
+def _materialize(job: Job, config: Any, world: World) -> Callable[[LanguageModel], None]:
     """Gives a stage its memory and its first weights."""
 
-    def fill(part: nn.Module) -> None:
-        assert isinstance(part, LanguageModel)
-        initialize.initialize(part.causal, seed=job.train.seed, device=world.device)
-        if job.model.folder and not job.model.fresh:
-            hf_folder.load_weights(part.causal, Path(job.model.folder))
+    def fill(part: LanguageModel) -> None:
+        model, seed, device = part.causal, job.train.seed, world.device
+        if not job.model.folder or job.model.fresh:
+            initialize.initialize(model, seed=seed, device=device, config=config)
+            return
+        hf_folder.load_weights(
+            model,
+            Path(job.model.folder),
+            device=device,
+            config=config,
+            name_of=lora.base_name,
+            skip=lora.is_adapter,
+        )
+        if job.lora.rank:
+            lora.initialize_adapters(model, seed=seed)
 
     return fill
 

@@ -1,23 +1,23 @@
-"""Starts the processes of a job on this machine, by torchrun: `python -m offramp.train.workers`.
+"""Starts the processes of a job on this machine, by torchrun.
 
-    python -m offramp.train.workers COUNT RUN_FOLDER
-
-Under Slurm or Kubernetes their own launchers start the processes; see `offramp train --submit`.
+Under Slurm or Kubernetes their own launchers do; see `offramp train --submit`.
 """
 
 from __future__ import annotations
-
-import sys
 
 STOP_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 SAVE_S = 600  # how long processes may take to save after a signal
 
 
-def main(count: str, folder: str) -> int:
-    """Run `count` processes to their end; the status of the first that failed, else 0."""
+def run(count: int, folder: str) -> tuple[int, str]:
+    """Run `count` processes of the run in `folder` to their end.
+
+    Returns the status of the first that failed, else 0, and a line to tell, or nothing.
+    """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import get_args_parser, run
+    from torch.distributed.run import get_args_parser
+    from torch.distributed.run import run as torchrun
 
     arguments = get_args_parser().parse_args(
         [
@@ -26,30 +26,19 @@ def main(count: str, folder: str) -> int:
             f"--shutdown-timeout={SAVE_S}",
             f"--signals-to-handle={STOP_SIGNALS}",
             "--monitor-interval=0.2",
-            "--module",
-            "offramp",
-            "train",
-            "--resume",
-            folder,
+            *("--module", "offramp", "train", "--resume", folder),
         ]
     )
     try:
-        run(arguments)
+        torchrun(arguments)
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
-        if first.exitcode < 0:
-            print(
-                f"offramp: process {rank} was lost: killed by signal "
-                f"{-first.exitcode}; go on from the last checkpoint with: "
-                f"offramp train --resume {folder}",
-                file=sys.stderr,
-            )
-            return 128 - first.exitcode
-        return int(first.exitcode)
+        if first.exitcode >= 0:
+            return int(first.exitcode), ""
+        return 128 - first.exitcode, (
+            f"process {rank} was lost: killed by signal {-first.exitcode}; go on from the last "
+            f"checkpoint with: offramp train --resume {folder}"
+        )
     except SignalException as error:
-        return 128 + int(error.sigval)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+        return 128 + int(error.sigval), ""
+    return 0, ""
