@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import transformers
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.functional import cross_entropy
 
 from offramp.train import attention
@@ -69,9 +70,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **MIXED, moe_layer_start_index=1, moe_num_shared_experts=1
     ),
     "deepseek": lambda: transformers.DeepseekV3Config(
-        **{**DENSE, "num_key_value_heads": 4, "head_dim": 4}, moe_intermediate_size=12, n_routed_experts=4,
-        num_experts_per_tok=2, n_group=2, topk_group=2, first_k_dense_replace=1, kv_lora_rank=8,
-        q_lora_rank=12, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4, n_shared_experts=1,
+        **{**DENSE, "num_key_value_heads": 4, "head_dim": 4}, moe_intermediate_size=12,
+        n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=2,
+        first_k_dense_replace=1, kv_lora_rank=8, q_lora_rank=12, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4, n_shared_experts=1,
     ),
 }  # fmt: skip
 
@@ -154,15 +155,10 @@ def fill(part: LanguageModel, source: Any, device: torch.device) -> None:
 
 
 def shard_like(value: torch.Tensor, target: DTensor) -> torch.Tensor:
-    """This rank's part of a whole tensor, found by numbering its elements."""
-    from torch.distributed.tensor import distribute_tensor
-
+    """This rank's part of a whole tensor."""
     mesh, placements = target.device_mesh, target.placements
     if not any(type(p).__name__ == "_StridedShard" for p in placements):
         return distribute_tensor(value, mesh, placements, src_data_rank=None).to_local()
-    from torch.distributed.checkpoint._nested_dict import flatten_state_dict  # noqa: F401
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
     shape, offset = compute_local_shape_and_global_offset(value.shape, mesh, placements)
     return value[tuple(slice(o, o + s) for o, s in zip(offset, shape, strict=True))]
 

@@ -67,7 +67,7 @@ def allocate(part: LanguageModel, device: torch.device) -> None:
 
     Unlike `to_empty`, weights that modules share stay shared.
     """
-    made: dict[int, nn.Parameter | Tensor] = {}
+    made: dict[int, nn.Parameter] = {}
     for module in part.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
@@ -152,7 +152,7 @@ class Parallel:
         return torch.autocast(self.world.device.type, self.numbers.dtype)
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum of `value` over ranks that saw different tokens, or other stages; a new tensor."""
+        """The sum of `value` over ranks that saw other tokens, or hold other stages; a copy."""
         out = value.clone()
         group = self.world.group("pp", *DATA_AXES)
         if group is not None:

@@ -12,18 +12,24 @@ from torch.distributed._functional_collectives import (
     all_gather_tensor_autograd,
     all_reduce,
     reduce_scatter_tensor_autograd,
-    wait_tensor,
 )
+from torch.distributed._functional_collectives import wait_tensor as _wait_tensor
+
+
+def waited(pending: Tensor) -> Tensor:
+    """The result of a collective, on the current stream."""
+    out: Tensor = _wait_tensor(pending)
+    return out
 
 
 def gather(part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """The parts of all ranks along `dim`; gradients are summed, each rank getting its part."""
-    return wait_tensor(all_gather_tensor_autograd(part.contiguous(), dim, group))
+    return waited(all_gather_tensor_autograd(part.contiguous(), dim, group))
 
 
 def scatter_sum(whole: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """This rank's part along `dim` of the sum over ranks; gradients are gathered."""
-    return wait_tensor(reduce_scatter_tensor_autograd(whole.contiguous(), "sum", dim, group))
+    return waited(reduce_scatter_tensor_autograd(whole.contiguous(), "sum", dim, group))
 
 
 def sum_backward(same: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -58,13 +64,13 @@ class _SumBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return wait_tensor(all_reduce(grad.contiguous(), "sum", ctx.group)), None
+        return waited(all_reduce(grad.contiguous(), "sum", ctx.group)), None
 
 
 class _SumForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
-        return wait_tensor(all_reduce(part.contiguous(), "sum", group))
+        return waited(all_reduce(part.contiguous(), "sum", group))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -79,14 +85,14 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return wait_tensor(all_gather_tensor(grad.contiguous(), ctx.dim, ctx.group)), None, None
+        return waited(all_gather_tensor(grad.contiguous(), ctx.dim, ctx.group)), None, None
 
 
 class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
         ctx.dim, ctx.group = dim, group
-        return wait_tensor(all_gather_tensor(part.contiguous(), dim, group))
+        return waited(all_gather_tensor(part.contiguous(), dim, group))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_to_all_single_autograd, wait_tensor
+from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from offramp.errors import UsageError
 from offramp.train.attention import NAME
 from offramp.train.model import LanguageModel
+from offramp.train.parallel.collect import waited
 
 _WEIGHTS = ("gate_up_proj", "down_proj")
 
@@ -49,7 +50,8 @@ def register(part: LanguageModel) -> None:
                 f"{type(experts).__name__} has biases, no gate, or transposed weights; expected "
                 "gated experts as Qwen3's, ERNIE's or DeepSeek's"
             )
-    ALL_EXPERTS_FUNCTIONS.register(NAME, forward)
+    # How many tokens an expert gets is not known when layers are compiled.
+    ALL_EXPERTS_FUNCTIONS.register(NAME, torch.compiler.disable(forward))
     part.causal.config._experts_implementation = NAME
 
 
@@ -68,7 +70,6 @@ def spread_out(part: LanguageModel, mesh: DeviceMesh) -> None:
             experts.register_parameter(name, nn.Parameter(spread))
 
 
-@torch.compiler.disable  # how many tokens an expert gets is not known when layers are compiled
 def forward(self: Any, hidden_ND: Tensor, choice_NK: Tensor, weight_NK: Tensor) -> Tensor:
     """The weighted sum of each token's experts, (N, D)."""
     choices = choice_NK.shape[1]
@@ -81,7 +82,8 @@ def forward(self: Any, hidden_ND: Tensor, choice_NK: Tensor, weight_NK: Tensor) 
     else:
         out_SD = _local(self, sent_SD, count_E)
     out_NKD = _take(out_SD, inverse_S, order_S, 1).unflatten(0, (-1, choices))
-    return (out_NKD * weight_NK[..., None].to(out_NKD.dtype)).sum(1).to(hidden_ND.dtype)
+    weighted_NKD: Tensor = out_NKD * weight_NK[..., None].to(out_NKD.dtype)
+    return weighted_NKD.sum(1).to(hidden_ND.dtype)
 
 
 def _remote(experts: Any, sent_SD: Tensor, count_E: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -91,14 +93,14 @@ def _remote(experts: Any, sent_SD: Tensor, count_E: Tensor, group: dist.ProcessG
     got_RE = torch.empty_like(sent_RE)
     dist.all_to_all_single(got_RE, sent_RE, group=group)
     sent, got = torch.stack([sent_RE.sum(1), got_RE.sum(1)]).tolist()
-    got_SD = wait_tensor(all_to_all_single_autograd(sent_SD, got, sent, group))
+    got_SD = waited(all_to_all_single_autograd(sent_SD, got, sent, group))
     own_E = torch.arange(got_RE.shape[1], device=count_E.device)
     expert_S = own_E.repeat(size).repeat_interleave(got_RE.flatten(), output_size=sum(got))
     order_S = expert_S.argsort(stable=True)
     inverse_S = _inverse(order_S)
     out_SD = _local(experts, _take(got_SD, order_S, inverse_S, 1), got_RE.sum(0))
     back_SD = _take(out_SD, inverse_S, order_S, 1)
-    return wait_tensor(all_to_all_single_autograd(back_SD, sent, got, group))
+    return waited(all_to_all_single_autograd(back_SD, sent, got, group))
 
 
 def _local(experts: Any, in_SD: Tensor, count_E: Tensor) -> Tensor:

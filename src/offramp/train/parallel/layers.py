@@ -41,12 +41,17 @@ def recompute(layer: nn.Module, how: str) -> None:
             return inner(*args, **kwargs)
         return checkpoint(inner, *args, use_reentrant=False, context_fn=context_fn, **kwargs)
 
-    layer.forward = forward
+    replace_forward(layer, forward)
 
 
 def compile_layer(layer: nn.Module) -> None:
     """Compile the layer, without the hooks that shard its weights."""
-    layer.forward = torch.compile(layer.forward)
+    replace_forward(layer, torch.compile(layer.forward))
+
+
+def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Let this module compute by `forward`; hooks stay around it, and names as they are."""
+    vars(module)["forward"] = forward
 
 
 def _selective() -> Callable[[], Any]:

@@ -1,8 +1,8 @@
 """Running the stages of a pipeline, by the schedules of torch.distributed.pipelining.
 
 GPipe (arXiv:1811.06965), 1F1B (PipeDream-flush, arXiv:2006.09503), interleaved 1F1B
-(arXiv:2104.04473) and zero-bubble (arXiv:2401.10241). All shapes are given beforehand: no stage asks
-another for them.
+(arXiv:2104.04473) and zero-bubble (arXiv:2401.10241). All shapes are given beforehand: no stage
+asks another for them.
 
 Shapes: B sequences, T tokens, D hidden numbers.
 """

@@ -52,7 +52,8 @@ class Replicated(Spread):
         self._ddp = DistributedDataParallel(
             part, process_group=group, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-        self._ddp.register_comm_hook(group, _sum_bucket)
+        # DDP reads a hook's annotations, and knows them only as objects; a lambda has none.
+        self._ddp.register_comm_hook(group, lambda group, bucket: _sum_bucket(group, bucket))
         self.call = self._ddp
 
     @contextmanager
@@ -155,13 +156,7 @@ def _fsdp(module: nn.Module) -> FSDPModule:
     return module
 
 
-def _sum_bucket(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Any]:
+def _sum_bucket(group: dist.ProcessGroup, bucket: Any) -> Any:
+    """The future of a bucket of gradients, summed."""
     work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
-
-
-# DDP compares the annotations themselves, and here they are text.
-_sum_bucket.__annotations__ = {
-    "bucket": dist.GradBucket,
-    "return": torch.futures.Future[torch.Tensor],
-}

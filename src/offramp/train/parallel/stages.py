@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def spans(layers: int, stages: int) -> list[range]:
             counts[rich] -= 1 - counts[poor]
             counts[poor] = 1
     edges = [sum(counts[:stage]) for stage in range(stages + 1)]
-    return [range(first, past) for first, past in zip(edges, edges[1:], strict=False)]
+    return [range(first, past) for first, past in pairwise(edges)]
 
 
 def cut(model: LanguageModel, layout: Layout, rank: int) -> list[LanguageModel]:

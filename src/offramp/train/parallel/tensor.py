@@ -32,6 +32,7 @@ from offramp.train.loss import Chunking
 from offramp.train.model import HeadInputs, LanguageModel
 from offramp.train.parallel import collect
 from offramp.train.parallel.experts import experts_of
+from offramp.train.parallel.layers import replace_forward
 
 _SPLIT_OUT = {"q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj", "gate_proj", "up_proj"}
 _SPLIT_IN = {"o_proj", "down_proj"}
@@ -148,11 +149,12 @@ class _SplitIn(ParallelStyle):
                 out = collect.sum_forward(out, group)
             else:
                 out = collect.scatter_sum(out, dim, group)
-            if module.bias is None:
+            bias = module._parameters["bias"]
+            if bias is None:
                 return out
-            return out + _local(module.bias, Replicate() if dim is None else Partial())
+            return out + _local(bias, Replicate() if dim is None else Partial())
 
-        module.forward = forward  # type: ignore[method-assign]
+        replace_forward(module, forward)
         return module
 
 
@@ -205,8 +207,9 @@ class _Vocabulary(ParallelStyle):
             first, count = _first(size, mesh), len(weight)
             own_BT = tokens_BT - first
             here_BT = (own_BT >= 0) & (own_BT < count)
-            is_here = padding is not None and first <= padding < first + count
-            untrained = padding - first if is_here else None
+            untrained = None
+            if padding is not None and first <= padding < first + count:
+                untrained = padding - first
             out_BTD = embedding(own_BT.clamp(0, count - 1), weight, untrained) * here_BT[..., None]
             if self._is_sequence:
                 return collect.scatter_sum(out_BTD, _SEQUENCE, group)
@@ -218,7 +221,7 @@ class _Vocabulary(ParallelStyle):
             own_BT = tokens_BT.chunk(mesh.size(), _SEQUENCE)[mesh.get_local_rank()]
             return embedding(own_BT, _local(module.weight, Partial()), padding)
 
-        module.forward = split_forward if self._is_split else whole_forward  # type: ignore[method-assign]
+        replace_forward(module, split_forward if self._is_split else whole_forward)
         return module
 
 
@@ -262,16 +265,18 @@ def _compute_locally(module: nn.Module, grad: Callable[[str], Placement]) -> Non
     inner = module.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        kept = dict(module._parameters)
-        for name, parameter in kept.items():
-            if isinstance(parameter, DTensor):
-                module._parameters[name] = _local(parameter, grad(name))  # type: ignore[assignment]
+        # Through vars: nn.Module's own dictionary is for parameters alone.
+        held: dict[str, Tensor | None] = vars(module)["_parameters"]
+        kept = dict(held)
+        for name, weight in kept.items():
+            if weight is not None:
+                held[name] = _local(weight, grad(name))
         try:
             return inner(*args, **kwargs)
         finally:
-            module._parameters.update(kept)
+            held.update(kept)
 
-    module.forward = forward  # type: ignore[method-assign]
+    replace_forward(module, forward)
 
 
 def _local(weight: Tensor, grad: Placement) -> Tensor:
