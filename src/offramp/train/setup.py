@@ -82,9 +82,15 @@ class Run:
     tell: Tell
 
     def weights(self) -> dict[str, Tensor]:
-        """The trained parameters and lasting buffers here, by name; shared, not copied."""
+        """The parameters and lasting buffers of this process, by name; shared, not copied.
+
+        Of an adapted model the adapters only: the rest is in the folder that it came from.
+        """
+        adapted = bool(self.job.lora.rank)
         named = self.parallel.parameters()
-        found = {name: p.detach() for name, p in named if p.requires_grad}
+        found = {n: p.detach() for n, p in named if lora.is_adapter(n) or not adapted}
+        if adapted:
+            return found
         for part in self.parallel.parts:
             found |= _lasting_buffers(part.causal)
         return found
