@@ -19,14 +19,15 @@ Play = Callable[..., list[Any]]
 
 
 @cache
-def expected(name: str, rows: int) -> dict[str, Any]:
+def expected(name: str, rows: int, with_balance: bool) -> dict[str, Any]:
     torch.set_num_threads(1)
-    return parallel.plain_step(name, rows)
+    return parallel.plain_step(name, rows, with_balance)
 
 
 def check(spec: str, results: list[Any], tolerance: float = 1e-5) -> None:
     name, layout, more = parallel.read(spec)
-    want = expected(name, layout.dp * int(more.get("micro", 2)) * parallel.MICRO)
+    rows = layout.dp * int(more.get("micro", 2)) * parallel.MICRO
+    want = expected(name, rows, "balance" in more)
     found: dict[str, torch.Tensor] = {}
     for result in (result[spec] for result in results):
         assert not isinstance(result, str), result
@@ -40,9 +41,21 @@ def check(spec: str, results: list[Any], tolerance: float = 1e-5) -> None:
     }
     wrong = {key: value for key, value in off.items() if not value <= tolerance}
     assert not wrong, wrong
+    if "balance" in more:
+        check_balance(spec, results, want)
     for result in results:
         norm = result[spec]["norm"]
         torch.testing.assert_close(norm, want["norm"], rtol=tolerance, atol=0)
+
+
+def check_balance(spec: str, results: list[Any], want: dict[str, Any]) -> None:
+    """Counts are over all ranks of a stage, the loss is each rank's own part."""
+    layout = parallel.read(spec)[1]
+    stages = [result[spec] for result in results[:: layout.world // layout.pp]]
+    counts = torch.cat([stage["counts"] for stage in stages])
+    assert sorted(counts.tolist()) == sorted(count.tolist() for count in want["counts"])
+    parts = torch.stack([result[spec]["auxiliary"] for result in results])
+    torch.testing.assert_close(parts.sum(), want["auxiliary"].detach(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("spec", parallel.SPECS)
@@ -53,3 +66,9 @@ def test_processors(spec: str, play: Play) -> None:
 @pytest.mark.parametrize("spec", parallel.ON_CHIPS)
 def test_virtual_chips(spec: str, play: Play) -> None:
     check(spec, play("parallel:on_chips", parallel.read(spec)[1].world))
+
+
+@pytest.mark.programs
+@pytest.mark.parametrize("spec", parallel.EIGHT)
+def test_eight_processes(spec: str, play: Play) -> None:
+    check(spec, play("parallel:eight", 8, chip=None))

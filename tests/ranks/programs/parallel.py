@@ -25,24 +25,71 @@ from offramp.train.world import World
 SPECS = (
     "qwen3",
     "gpt2 recompute=selective",
+    "window",
     "moe recompute=full",
+    "ernie",
+    "deepseek balance=loss",
+    "moe balance=loss",
+    # two ranks
     "qwen3 dp_replicate=2",
+    "moe dp_replicate=2",
     "qwen3 dp_shard=2",
     "qwen3 dp_shard=2 zero=2",
     "qwen3 dp_shard=2 zero=1",
     "tied dp_shard=2 prefetch=2 recompute=selective",
     "gpt2 dp_shard=2 recompute=full",
-    "moe dp_replicate=2",
-    "moe dp_shard=2",
+    "llama tp=2",
+    "tied tp=2 recompute=selective",
+    "tied tp=2 sequence_parallel=0",
+    "tied tp=2 loss_parallel=0",
+    "qwen3 tp=2 loss_parallel=0 sequence_parallel=0",
+    "moe tp=2 balance=loss",
+    "deepseek tp=2",
+    "ernie tp=2 sequence_parallel=0",
+    "qwen3 cp=2",
+    "gpt2 cp=2 recompute=selective",
+    "window cp=2",
+    "deepseek cp=2",
+    "qwen3 pp=2 pipeline=gpipe",
+    "tied pp=2",
+    "gpt2 pp=2",
+    "moe pp=2 stages=2 pipeline=interleaved balance=loss",
+    "qwen3 pp=2 pipeline=zero-bubble recompute=full",
+    "moe dp_shard=2 ep=2",
+    "ernie tp=2 ep=2 sequence_parallel=0",
+    "deepseek cp=2 ep=2 recompute=full balance=loss",
+    # four ranks
     "qwen3 dp_replicate=2 dp_shard=2",
+    "qwen3 dp_shard=2 tp=2",
+    "moe dp_shard=2 tp=2 zero=1",
+    "qwen3 dp_replicate=2 tp=2",
+    "tied pp=2 dp_shard=2",
+    "tied pp=2 tp=2",
+    "qwen3 pp=2 cp=2",
+    "qwen3 cp=2 dp_shard=2",
+    "qwen3 cp=2 tp=2",
+    "moe dp_shard=4 ep=2",
+    "moe dp_shard=2 tp=2 ep=2",
+    "moe dp_replicate=2 dp_shard=2 ep=2",
+    "ernie pp=2 dp_shard=2 ep=2",
 )
 ON_CHIPS = (
     "qwen3 dp_replicate=2",
-    "qwen3 dp_shard=2",
-    "qwen3 dp_replicate=2 dp_shard=2",
+    "qwen3 dp_shard=2 recompute=selective",
+    "qwen3 tp=2",
+    "qwen3 cp=2",
+    "qwen3 pp=2",
+    "moe dp_shard=2 ep=2",
+    "qwen3 dp_shard=2 tp=2",
+    "ernie pp=2 dp_shard=2 ep=2",
+)
+EIGHT = (
+    "qwen3 pp=2 dp_shard=2 tp=2",
+    "moe pp=2 dp_replicate=2 dp_shard=2 ep=2",
+    "deepseek dp_shard=2 cp=2 tp=2 ep=4",
 )
 
-VOCABULARY, WIDTH, MICRO = 48, 16, 2
+VOCABULARY, WIDTH, MICRO, RATE = 48, 16, 2, 0.1
 DENSE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
@@ -71,8 +118,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "deepseek": lambda: transformers.DeepseekV3Config(
         **{**DENSE, "num_key_value_heads": 4, "head_dim": 4}, moe_intermediate_size=12,
-        n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=2,
-        first_k_dense_replace=1, kv_lora_rank=8, q_lora_rank=12, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4, n_shared_experts=1,
+        n_routed_experts=4, num_experts_per_tok=2, n_group=2,
+        topk_group=2, first_k_dense_replace=1, kv_lora_rank=8, q_lora_rank=12,
+        qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4, n_shared_experts=1,
     ),
 }  # fmt: skip
 
@@ -107,9 +155,13 @@ def scale_of(rows: MicroBatch) -> float:
     return 1.0 / int((rows.targets_BT != -100).sum())
 
 
-def plain_step(name: str, rows: int) -> dict[str, Any]:
+def plain_step(name: str, rows: int, with_balance: bool = False) -> dict[str, Any]:
     """Sum of losses, gradients of their mean and the norm, by transformers and PyTorch alone."""
     model, whole = build(name, "eager"), batch(rows)
+    routed: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for module in model.modules():
+        if hasattr(module, "top_k") and with_balance:
+            module.register_forward_hook(lambda _, __, out: routed.append((out[0], out[2])))
     if hasattr(model.config, "_experts_implementation"):
         model.config._experts_implementation = "eager"
     same = whole.documents_BT[:, :, None] == whole.documents_BT[:, None, :]
@@ -121,10 +173,25 @@ def plain_step(name: str, rows: int) -> dict[str, Any]:
         whole.tokens_BT, position_ids=whole.positions_BT, attention_mask=mask, use_cache=False
     ).logits
     loss = cross_entropy(logits.flatten(0, 1), whole.targets_BT.flatten(), reduction="sum")
-    (loss * scale_of(whole)).backward()
+    auxiliary = sum(switch_loss(name, *out) for out in routed) if routed else torch.zeros(())
+    ((loss + auxiliary) * scale_of(whole)).backward()
     grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     norm = torch.stack([grad.norm() for grad in grads.values()]).norm()
-    return {"loss": loss.detach(), "grads": grads, "norm": norm}
+    counts = [choice.flatten().bincount(minlength=4) for _, choice in routed]
+    plain = {"loss": loss.detach(), "grads": grads, "norm": norm}
+    return plain | {"counts": counts, "auxiliary": auxiliary}
+
+
+def switch_loss(name: str, logits_NE: torch.Tensor, choice_NK: torch.Tensor) -> torch.Tensor:
+    """RATE x tokens x E x sum f P of each micro-batch (arXiv:2101.03961, eq. 4)."""
+    total = torch.zeros(())
+    size = MICRO * WIDTH
+    for logits, choice in zip(logits_NE.split(size), choice_NK.split(size), strict=True):
+        p = logits.sigmoid() if name == "deepseek" else logits.softmax(1)
+        mean_E = (p / p.sum(1, keepdim=True)).mean(0)
+        share_E = torch.nn.functional.one_hot(choice, 4).float().mean((0, 1))
+        total = total + RATE * size * 4 * (share_E * mean_E).sum()
+    return total
 
 
 def read(spec: str) -> tuple[str, Layout, dict[str, Any]]:
@@ -137,7 +204,8 @@ def read(spec: str) -> tuple[str, Layout, dict[str, Any]]:
     for key in ("sequence_parallel", "loss_parallel"):
         if key in values:
             values[key] = bool(values[key])
-    more = {key: values.pop(key) for key in ("precision", "compile", "micro") if key in values}
+    rest = ("precision", "compile", "micro", "balance")
+    more = {key: values.pop(key) for key in rest if key in values}
     return name, Layout(**values, micro_batch=MICRO), more
 
 
@@ -182,6 +250,7 @@ def step(place: Any, spec: str) -> dict[str, Any]:
         model, layout, world, numbers,
         materialize=lambda part: fill(part, source, place.device),
     )  # fmt: skip
+    balance = parallel.balance_experts(str(more.get("balance", "none")), RATE)
     whole = batch(layout.dp * micro * MICRO)
     first = world.coordinate("dp_replicate") * layout.dp_shard + world.coordinate("dp_shard")
     parts = zip(*(t.split(MICRO) for t in vars(whole).values()), strict=True)
@@ -194,7 +263,15 @@ def step(place: Any, spec: str) -> dict[str, Any]:
         grad = parameter.grad
         if grad is not None:
             grads[parameter_name] = grad.full_tensor() if isinstance(grad, DTensor) else grad
-    return {"loss": loss, "evaluated": evaluated, "grads": grads, "norm": norm}
+    results = {"loss": loss, "evaluated": evaluated, "grads": grads, "norm": norm}
+    if more.get("balance"):
+        results |= {"counts": balance.counts(), "auxiliary": balance.loss()}
+    return results
+
+
+def eight(place: Any) -> dict[str, Any]:
+    """The results of the layouts for eight ranks."""
+    return play(place, list(EIGHT))
 
 
 def every(place: Any) -> dict[str, Any]:

@@ -12,13 +12,22 @@ from torch import Tensor, nn
 from offramp.train.layout import Layout
 from offramp.train.model import LanguageModel
 from offramp.train.parallel import experts, gradients, layers, meshes, spread, stages, tensor
+from offramp.train.parallel.balance import Balance
 from offramp.train.parallel.context import Context
 from offramp.train.parallel.numbers import Numbers
 from offramp.train.parallel.pipeline import Pipeline
 from offramp.train.parallel.rows import Feeder, MicroBatch, MicroBatches
 from offramp.train.world import World
 
-__all__ = ["MicroBatch", "MicroBatches", "Numbers", "Parallel", "allocate", "parallelize"]
+__all__ = [
+    "Balance",
+    "MicroBatch",
+    "MicroBatches",
+    "Numbers",
+    "Parallel",
+    "allocate",
+    "parallelize",
+]
 
 DATA_AXES = ("dp_replicate", "dp_shard", "cp")
 
@@ -102,6 +111,7 @@ class Parallel:
         self._pipeline = (
             Pipeline(spreads, layout, world, numbers, feeder) if layout.pp > 1 else None
         )
+        self.balance: Balance | None = None
         # FSDP's policy casts weights once a gathering; elsewhere autocast does, at each product.
         is_sharded = layout.world > layout.dp_replicate
         self._autocasts = numbers.precision != "fp32" and not is_sharded
@@ -115,10 +125,19 @@ class Parallel:
         """Run a step's micro-batches; gradients are those of `scale` x the sum of all losses.
 
         Returns the sum of this rank's losses, in nats, float32, shape (); `total` adds up ranks.
-        Gradients are added to what is there, and are sums over all ranks.
+        Gradients are sums over all ranks; there must be none from before.
         """
+        if self.balance is not None:
+            self.balance.begin(scale)
         if self._pipeline is not None:
-            return self._pipeline.forward_backward(rows, scale)
+            loss = self._pipeline.forward_backward(rows, scale)
+        else:
+            loss = self._accumulate(rows, scale)
+        if self.balance is not None:
+            self.balance.finish()
+        return loss
+
+    def _accumulate(self, rows: MicroBatches, scale: float) -> Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=self.world.device)
         (one,) = self._spreads
         for number, row in enumerate(rows):
@@ -130,6 +149,11 @@ class Parallel:
             loss += own.detach()
         one.settle()
         return loss
+
+    def balance_experts(self, kind: str, rate: float) -> Balance:
+        """Keep experts evenly used in every step from now on; see `Balance`. Raises UsageError."""
+        self.balance = Balance(self.parts, self.world, kind=kind, rate=rate)
+        return self.balance
 
     @torch.no_grad()
     def evaluate(self, rows: MicroBatches) -> Tensor:
