@@ -55,11 +55,16 @@ def uniform(key: Key, start: int, count: int) -> torch.Tensor:
 def normal(key: Key, start: int, count: int) -> torch.Tensor:
     """Values with mean 0 and deviation 1, fp64."""
     lead = start % 2
-    pairs = uniform(key, start - lead, (lead + count + 1) // 2 * 2).view(-1, 2)
-    radius = pairs[:, 0].log().mul_(-2.0).sqrt_()
-    angle = pairs[:, 1].mul(2.0 * math.pi)
-    values = torch.stack((angle.cos().mul_(radius), angle.sin().mul_(radius)), dim=1)
-    return values.view(-1)[lead : lead + count]
+    drawn = words(key, start - lead, (lead + count + 1) // 2 * 2)
+    return _box_muller(drawn.reshape(-1, 2)).view(-1)[lead : lead + count]
+
+
+def _box_muller(pairs: npt.NDArray[np.uint32]) -> torch.Tensor:
+    """Two normal values of each two words, [n, 2], fp64."""
+    unit = torch.from_numpy(pairs.astype(np.float64)).add_(0.5).mul_(_SCALE)
+    radius = unit[:, 0].log().mul_(-2.0).sqrt_()
+    angle = unit[:, 1].mul(2.0 * math.pi)
+    return torch.stack((angle.cos().mul_(radius), angle.sin().mul_(radius)), dim=1)
 
 
 def values(recipe: Recipe, key: Key, start: int, count: int) -> torch.Tensor:
@@ -107,17 +112,37 @@ def _thinned(
     """Whole rows are drawn, and the held part of each is kept: for short runs."""
     inner = math.prod(shape[cut + 1 :])
     width = shape[cut] * inner
-    keep = torch.from_numpy(indices[cut])
+    columns = (indices[cut][:, None] * inner + np.arange(inner)[None, :]).reshape(-1)
     place = 0
     rows = _rows(shape, indices, cut)
     for first, length in _spans(np.fromiter(rows, dtype=np.int64)):
         step = max(1, CHUNK // width)
         for begin in range(first, first + length, step):
             count = min(step, first + length - begin)
-            block = values(recipe, key, begin * width, count * width)
-            held = block.view(count, shape[cut], inner).index_select(1, keep).reshape(-1)
+            if _is_normal(recipe, math.prod(shape)) and width % 2 == 0:
+                held = _thinned_normal(recipe[0], key, begin * width, (count, width), columns)
+            else:
+                block = values(recipe, key, begin * width, count * width)
+                held = block.view(count, width)[:, columns].reshape(-1)
             yield place, held
             place += held.numel()
+
+
+def _is_normal(recipe: Recipe, count: int) -> bool:
+    return len(recipe) == 1 and recipe[0].op == "normal_" and recipe[0].count >= count
+
+
+def _thinned_normal(
+    step: Step, key: Key, start: int, block: tuple[int, int], columns: npt.NDArray[np.int64]
+) -> torch.Tensor:
+    """Some columns of a block of rows, each of even width: words are cheap, so all are drawn, and
+    only the pairs that are needed become values."""
+    mean, deviation = step.values
+    rows, width = block
+    pairs, places = np.unique(columns // 2, return_inverse=True)
+    drawn = words(key, start, rows * width).reshape(rows, width // 2, 2)[:, pairs]
+    made = _box_muller(drawn.reshape(-1, 2)).view(rows, -1)[:, places * 2 + columns % 2]
+    return made.mul_(deviation).add_(mean).reshape(-1)  # type: ignore[arg-type]
 
 
 def _last_cut(shape: tuple[int, ...], indices: Indices) -> int:

@@ -19,9 +19,11 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from offramp.train.job import ModelSection
+from offramp.train.job import LoraSection, ModelSection
 from offramp.train.models.build import build, configure
+from offramp.train.models.folder import load_weights, save_folder
 from offramp.train.models.initialize import initialize
+from offramp.train.models.lora import adapt, base_name, initialize_adapters, is_adapter
 
 WORLD = 4
 UNEVEN = {"num_hidden_layers": 1, "vocab_size": 301}
@@ -109,6 +111,33 @@ def uneven_and_replicated(rank: int) -> None:
         assert check(model, whole) == 2
 
 
+def folder_into_shards(rank: int, folder: str) -> None:
+    """Weights of a folder that one process wrote reach every rank's slices."""
+    plain = make("qwen3-moe-nano", num_hidden_layers=1)
+    initialize(plain, seed=3, device="cpu")
+    target = Path(folder) / "weights"
+    if rank == 0:
+        save_folder(target, plain.config, plain.state_dict(), dtype=torch.float32)
+    dist.barrier()
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    model = adapt(make("qwen3-moe-nano", num_hidden_layers=1), LoraSection(rank=2))
+    attention = model.model.layers[0].self_attn
+    parallelize_module(attention, mesh["tp"], {"o_proj.base_layer": RowwiseParallel()})
+    fully_shard(model.model.layers[0], mesh=mesh["dp"])
+    fully_shard(model, mesh=mesh["dp"])
+    load_weights(model, target, device="cpu", name_of=base_name, skip=is_adapter)
+    initialize_adapters(model, seed=3)
+    whole = plain.state_dict()
+    for key, value in model.named_parameters():
+        if not is_adapter(key):
+            assert torch.equal(value.full_tensor(), whole[base_name(key)]), key
+        elif ".lora_B." in key:
+            assert not value.full_tensor().any()
+        else:
+            bound = value.shape[1] ** -0.5
+            assert 0.9 * bound < value.full_tensor().abs().max() <= bound
+
+
 CASES = (fsdp_over_tensor_parallel, fsdp_and_hsdp, sharded_experts, uneven_and_replicated)
 
 
@@ -120,6 +149,8 @@ def run_rank(rank: int, folder: str) -> None:
     for case in CASES:
         case(rank)
         (Path(folder) / f"{case.__name__}-{rank}").touch()
+    folder_into_shards(rank, folder)
+    (Path(folder) / f"folder-{rank}").touch()
     dist.destroy_process_group()
 
 
@@ -128,4 +159,5 @@ def run_rank(rank: int, folder: str) -> None:
 def test_sharded_models_equal_one_process(tmp_path: Path) -> None:
     mp.start_processes(run_rank, args=(str(tmp_path),), nprocs=WORLD, start_method="spawn")
     done = {path.name for path in tmp_path.iterdir()}
-    assert {f"{case.__name__}-{rank}" for case in CASES for rank in range(WORLD)} <= done
+    cases = [*(case.__name__ for case in CASES), "folder"]
+    assert {f"{case}-{rank}" for case in cases for rank in range(WORLD)} <= done

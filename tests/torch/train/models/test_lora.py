@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 
 
 def configured(name: str) -> Any:
-    return configure(ModelSection(preset=name, config={"num_hidden_layers": 2}))
+    return configure(ModelSection(preset=name, config={"num_hidden_layers": 2, "vocab_size": 256}))
 
 
 def make(name: str = "llama-nano") -> Any:
