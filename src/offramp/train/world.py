@@ -83,9 +83,8 @@ def join(layout: Layout, chip: str, env: Mapping[str, str] = os.environ) -> Worl
     if size == 1 and "MASTER_ADDR" not in env:
         return World(rank, size, local_rank, device, None)
     timeout = timedelta(seconds=float(env.get("OFFRAMP_COLLECTIVE_TIMEOUT_S", 1800)))
-    dist.init_process_group(
-        _backend(kind), timeout=timeout, device_id=None if kind == HOST else device
-    )
+    # Without device_id: with it, a mesh splits groups, and Gloo's split hangs from four ranks on.
+    dist.init_process_group(_backend(kind), timeout=timeout)
     shape = tuple(getattr(layout, axis) for axis in AXES)
     return World(rank, size, local_rank, device, init_device_mesh(kind, shape, mesh_dim_names=AXES))
 
