@@ -64,12 +64,17 @@ def load_weights(
         if not skip(name):
             whole = name_of(name)
             wanted.setdefault(aliases.get(whole, whole), []).append(tensor)
+    filled: set[str] = set()
     with torch.no_grad():
         for name, value in _converted(twin, folder):
-            for tensor in wanted.pop(aliases.get(name, name), ()):
+            whole = aliases.get(name, name)
+            if whole in filled and whole != name:
+                continue  # a tied weight that is stored under its other name as well
+            filled.add(whole)
+            for tensor in wanted.get(whole, ()):
                 local_tensor(tensor).copy_(take(value, local_indices(tensor)))
-    if wanted:
-        raise UsageError(f"{folder}: lacks {_some(wanted)}; expected all weights of {_kind(twin)}")
+    if lost := wanted.keys() - filled:
+        raise UsageError(f"{folder}: lacks {_some(lost)}; expected all weights of {_kind(twin)}")
     fill_buffers(model, config)
 
 
@@ -111,6 +116,8 @@ def replaced(folder: Path) -> Iterator[Path]:
 
     Raises UsageError where nothing can be written.
     """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"{folder}: is no folder, and is not replaced; expected one or a new name")
     made: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -104,6 +104,24 @@ def test_a_tied_head_that_is_stored_too_loads(tmp_path: Path) -> None:
     assert torch.equal(logits(other), logits(model))
 
 
+def test_names_of_the_first_gpt2_files_load(tmp_path: Path) -> None:
+    """The published GPT-2 files name tensors without 'transformer.', and hold masks too."""
+    from safetensors.torch import save_file
+
+    model = make("gpt2-nano")
+    model.config.save_pretrained(tmp_path)
+    state = {
+        key.removeprefix("transformer."): value
+        for key, value in model.state_dict().items()
+        if key != "lm_head.weight"
+    }
+    state["h.0.attn.bias"] = torch.ones(1, 1, 8, 8)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    other = build(model.config)
+    load_weights(other, tmp_path, device="cpu")
+    assert torch.equal(logits(other), logits(model))
+
+
 def test_the_tokenizer_goes_along_and_an_old_folder_is_replaced(tmp_path: Path) -> None:
     model = make()
     target = tmp_path / "deep" / "out"
@@ -186,6 +204,20 @@ def test_a_read_only_place_ends_in_one_line(tmp_path: Path) -> None:
     model = make()
     with pytest.raises(UsageError, match=r"file/out: cannot be written \(.*\); expected a place"):
         save_folder(tmp_path / "file" / "out", model.config, model.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_folder_is_never_replaced(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / "out"
+    if kind == "file":
+        target.write_text("mine")
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        target.symlink_to(tmp_path / "elsewhere")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(UsageError, match="out: is no folder"), replaced(target):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -112,3 +112,17 @@ def test_recording_a_large_model_takes_no_memory() -> None:
     expert = recipes.of["model.layers.4.mlp.experts.gate_up_proj"]
     assert [(step.op, step.values) for step in expert] == [("normal_", (0.0, 0.02))]
     assert recipes.shapes["model.layers.4.mlp.experts.gate_up_proj"] == (64, 7168, 8192)
+
+
+@pytest.mark.parametrize("name", ["qwen3-nano", "ernie-4.5-moe-nano", "deepseek-v3-nano"])
+def test_values_on_a_virtual_chip_are_those_of_the_cpu(name: str, chip: Any) -> None:
+    here = make(name, num_hidden_layers=2)
+    there = build(here.config)
+    initialize(there, seed=1, device="cuda:0")
+    for ours, theirs in (
+        (here.parameters(), there.parameters()),
+        (here.buffers(), there.buffers()),
+    ):
+        for value, other in zip(ours, theirs, strict=True):
+            assert other.device.type == "cuda"
+            assert torch.equal(other.cpu(), value)
