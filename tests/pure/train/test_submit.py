@@ -37,8 +37,8 @@ def stop(*_):
     os._exit(75)
 signal.signal(signal.SIGUSR1, stop)
 leave("started", json.dumps({n: os.environ.get(n) for n in names} | {"argv": sys.argv[1:]}))
-parent = os.getppid()
-while os.getppid() == parent:
+parent, end = os.getppid(), time.monotonic() + 200
+while os.getppid() == parent and time.monotonic() < end:
     time.sleep(0.02)
 """
 
@@ -257,7 +257,8 @@ def test_the_script_outlives_the_saving(
         "import os, signal, sys, time\n"
         "signal.signal(signal.SIGUSR1, lambda *_: (time.sleep(0.3), sys.exit(1)))\n"
         "open('started', 'w').close()\n"
-        "while not os.path.exists('end'): time.sleep(0.02)\n"
+        "last = time.monotonic() + 60\n"
+        "while not os.path.exists('end') and time.monotonic() < last: time.sleep(0.02)\n"
         "sys.exit(1)\n",
     )
     process = slurm.start()
@@ -307,3 +308,22 @@ def test_torchrun_starts_the_processes_and_hands_on_the_signal(
         assert (tmp_path / f"stopped.{rank}").read_text() == "USR1"
     assert process.returncode not in (0, 75), "torchrun's own status"
     assert slurm.requeues() == [f"requeue {slurm.job_id}"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "chip"),
+    [("slurm", "train.sbatch", "zhenwu-810e"), ("kubernetes", "train.yaml", "nvidia-h100")],
+)
+def test_the_page_shows_what_is_written(tmp_path: Path, kind: str, name: str, chip: str) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "submit.md").read_text()
+    path = tmp_path / "job.toml"
+    path.write_text(page.split("```toml\n")[1].split("```")[0])
+    job = reading.change(reading.read(Job, path), {"chip.name": chip})
+    written = submit.files(job, kind)[name]
+    shown = page.split(f"# ---- {name}\n")[1].split("```")[0]
+    parts = [part.strip("\n") for part in shown.split("\n...\n")]
+    assert len(parts) > 3
+    place = 0
+    for part in filter(None, parts):
+        place = written.find(part, place)
+        assert place >= 0, f"{name} does not have, in this order: {part}"
