@@ -100,7 +100,8 @@ def _slurm(spread: Spread) -> str:
     chip, count = spread.chip, spread.per_node
     lines = [
         "#!/bin/bash",
-        f"# {_size(spread)}. Submit it from the folder that holds it and job.toml:",
+        f"# {_size(spread)}.",
+        "# Submit it from the folder that holds it and job.toml, which all nodes have to see:",
         "#   sbatch train.sbatch",
         f"#SBATCH --job-name={spread.name}",
         f"#SBATCH --nodes={spread.nodes}",
@@ -208,7 +209,8 @@ def _kubernetes(job: Job, spread: Spread) -> str:
     ]
     return "\n".join(
         [
-            f"# {_size(spread)}. Needs Kubeflow Trainer 2.2 or later:",
+            f"# {_size(spread)}.",
+            "# Needs Kubeflow Trainer 2.2 or later, and its runtime torch-distributed:",
             "#   kubectl apply -f train.yaml",
             "# To go on after it has ended, delete the TrainJob and apply the file again.",
             "apiVersion: v1",
