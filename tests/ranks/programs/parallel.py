@@ -91,6 +91,17 @@ ON_CHIPS = (
     "qwen3 dp_shard=2 tp=2",
     "ernie pp=2 dp_shard=2 ep=2",
 )
+# What is refused, and what the one line says.
+REFUSED = {
+    "gpt2 tp=2": "layout.tp cannot split GPT2Attention (c_attn",
+    "three tp=2": "layout.tp is 2; expected a divisor of num_key_value_heads = 3",
+    "qwen3 tp=2 async_tp=1": "layout.async_tp needs compiled layers",
+    "qwen3 tp=2 async_tp=1 compile=1": "layout.async_tp needs symmetric memory",
+    "qwen3 pp=2 micro=1": "1 micro-batches a step for 2 pipeline stages",
+    "moe dp_shard=2 balance=bias": "model.balance is 'bias', and Qwen3MoeTopKRouter has none",
+    "moe dp_replicate=2 dp_shard=1 ep=2": "layout.ep is 2; expected a divisor of dp_shard",
+    "odd dp_shard=2 ep=2": "layout.ep is 2; expected a divisor of the 3 experts",
+}
 EIGHT = (
     "qwen3 pp=2 dp_shard=2 tp=2",
     "moe pp=2 dp_replicate=2 dp_shard=2 ep=2",
@@ -117,6 +128,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         vocab_size=VOCABULARY, n_embd=16, n_layer=4, n_head=4, n_positions=64,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     ),
+    "three": lambda: transformers.Qwen3Config(
+        **{**DENSE, "num_attention_heads": 6, "num_key_value_heads": 3}
+    ),
+    "odd": lambda: transformers.Qwen3MoeConfig(**{**MIXED, "num_experts": 3}),
     "window": lambda: transformers.Qwen3Config(
         **DENSE, use_sliding_window=True, sliding_window=5, max_window_layers=2
     ),
@@ -302,6 +317,11 @@ def step(place: Any, spec: str) -> dict[str, Any]:
 def eight(place: Any) -> dict[str, Any]:
     """The results of the layouts for eight ranks."""
     return play(place, list(EIGHT))
+
+
+def refused(place: Any) -> dict[str, Any]:
+    """What is said of each."""
+    return play(place, list(REFUSED))
 
 
 def every(place: Any) -> dict[str, Any]:
