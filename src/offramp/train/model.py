@@ -104,7 +104,8 @@ class LanguageModel(nn.Module):
         loss = linear_cross_entropy(
             hidden_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), bias_V, self.chunking
         )
-        return (self.finish(loss) if self.finish else loss)[None]
+        # Not a view: FSDP hangs its hooks on what is returned.
+        return torch.stack([self.finish(loss) if self.finish else loss])
 
     def logits(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """The logits of each row's last token, (B, V), in float32."""

@@ -20,6 +20,7 @@ from offramp.train import attention
 from offramp.train.layout import AXES, Layout
 from offramp.train.model import LanguageModel
 from offramp.train.parallel import MicroBatch, Numbers, allocate, parallelize
+from offramp.train.parallel.balance import bias_of, routers_of
 from offramp.train.world import World
 
 SPECS = (
@@ -29,6 +30,7 @@ SPECS = (
     "moe recompute=full",
     "ernie",
     "deepseek balance=loss",
+    "qwen3 precision=bf16",
     "moe balance=loss",
     # two ranks
     "qwen3 dp_replicate=2",
@@ -36,6 +38,12 @@ SPECS = (
     "qwen3 dp_shard=2",
     "qwen3 dp_shard=2 zero=2",
     "qwen3 dp_shard=2 zero=1",
+    "llama dp_shard=2 precision=bf16",
+    "qwen3 tp=2 precision=bf16",
+    "qwen3 pp=2 precision=bf16",
+    "ernie dp_shard=2 balance=bias",
+    "deepseek dp_replicate=2 balance=bias recompute=full",
+    "deepseek tp=2 balance=bias",
     "tied dp_shard=2 prefetch=2 recompute=selective",
     "gpt2 dp_shard=2 recompute=full",
     "llama tp=2",
@@ -83,13 +91,24 @@ ON_CHIPS = (
     "qwen3 dp_shard=2 tp=2",
     "ernie pp=2 dp_shard=2 ep=2",
 )
+# What is refused, and what the one line says.
+REFUSED = {
+    "gpt2 tp=2": "layout.tp cannot split GPT2Attention (c_attn",
+    "three tp=2": "layout.tp is 2; expected a divisor of num_key_value_heads = 3",
+    "qwen3 tp=2 async_tp=1": "layout.async_tp needs compiled layers",
+    "qwen3 tp=2 async_tp=1 compile=1": "layout.async_tp needs symmetric memory",
+    "qwen3 pp=2 micro=1": "1 micro-batches a step for 2 pipeline stages",
+    "moe dp_shard=2 balance=bias": "model.balance is 'bias', and Qwen3MoeTopKRouter has none",
+    "moe dp_replicate=2 dp_shard=1 ep=2": "layout.ep is 2; expected a divisor of dp_shard",
+    "odd dp_shard=2 ep=2": "layout.ep is 2; expected a divisor of the 3 experts",
+}
 EIGHT = (
     "qwen3 pp=2 dp_shard=2 tp=2",
     "moe pp=2 dp_replicate=2 dp_shard=2 ep=2",
     "deepseek dp_shard=2 cp=2 tp=2 ep=4",
 )
 
-VOCABULARY, WIDTH, MICRO, RATE = 48, 16, 2, 0.1
+VOCABULARY, WIDTH, MICRO, RATE, LR = 48, 16, 2, 0.1, 0.3
 DENSE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
@@ -109,6 +128,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         vocab_size=VOCABULARY, n_embd=16, n_layer=4, n_head=4, n_positions=64,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     ),
+    "three": lambda: transformers.Qwen3Config(
+        **{**DENSE, "num_attention_heads": 6, "num_key_value_heads": 3}
+    ),
+    "odd": lambda: transformers.Qwen3MoeConfig(**{**MIXED, "num_experts": 3}),
     "window": lambda: transformers.Qwen3Config(
         **DENSE, use_sliding_window=True, sliding_window=5, max_window_layers=2
     ),
@@ -135,6 +158,8 @@ def build(name: str, implementation: str, device: str = "cpu") -> Any:
         )
     if device == "cpu":
         for parameter in model.parameters():  # norms and biases that are not ones and zeros
+            if not parameter.requires_grad:
+                continue
             parameter.data += 0.02 * torch.randn_like(parameter)
     return model
 
@@ -155,31 +180,43 @@ def scale_of(rows: MicroBatch) -> float:
     return 1.0 / int((rows.targets_BT != -100).sum())
 
 
-def plain_step(name: str, rows: int, with_balance: bool = False) -> dict[str, Any]:
+def plain_step(name: str, rows: int, balance: str | None = None) -> dict[str, Any]:
     """Sum of losses, gradients of their mean and the norm, by transformers and PyTorch alone."""
     model, whole = build(name, "eager"), batch(rows)
     routed: list[tuple[torch.Tensor, torch.Tensor]] = []
     for module in model.modules():
-        if hasattr(module, "top_k") and with_balance:
+        if "weight" in module._parameters and hasattr(module, "top_k") and balance:
             module.register_forward_hook(lambda _, __, out: routed.append((out[0], out[2])))
     if hasattr(model.config, "_experts_implementation"):
         model.config._experts_implementation = "eager"
-    same = whole.documents_BT[:, :, None] == whole.documents_BT[:, None, :]
+    loss = plain_loss(name, model, whole)
+    auxiliary = torch.zeros(())
+    if balance == "loss":
+        auxiliary = torch.stack([switch_loss(name, *out) for out in routed]).sum()
+    ((loss + auxiliary) * scale_of(whole)).backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    norm = torch.stack([grad.norm() for grad in grads.values()]).norm()
+    counts = [choice.flatten().bincount(minlength=4) for _, choice in routed]
+    plain = {"loss": loss.detach(), "grads": grads, "norm": norm}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= LR * parameter.grad
+        later = plain_loss(name, model, whole)
+    return plain | {"counts": counts, "auxiliary": auxiliary, "later": later}
+
+
+def plain_loss(name: str, model: Any, rows: MicroBatch) -> torch.Tensor:
+    """The sum of losses, by the model's own attention and cross-entropy."""
+    same = rows.documents_BT[:, :, None] == rows.documents_BT[:, None, :]
     seen = {"full_attention": same.tril(), "sliding_attention": same.tril().triu(-4)}
     lowest = torch.finfo(torch.float32).min
     masks = {kind: torch.where(see, 0.0, lowest)[:, None] for kind, see in seen.items()}
     mask = masks if name == "window" else masks["full_attention"]
     logits = model(
-        whole.tokens_BT, position_ids=whole.positions_BT, attention_mask=mask, use_cache=False
+        rows.tokens_BT, position_ids=rows.positions_BT, attention_mask=mask, use_cache=False
     ).logits
-    loss = cross_entropy(logits.flatten(0, 1), whole.targets_BT.flatten(), reduction="sum")
-    auxiliary = sum(switch_loss(name, *out) for out in routed) if routed else torch.zeros(())
-    ((loss + auxiliary) * scale_of(whole)).backward()
-    grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    norm = torch.stack([grad.norm() for grad in grads.values()]).norm()
-    counts = [choice.flatten().bincount(minlength=4) for _, choice in routed]
-    plain = {"loss": loss.detach(), "grads": grads, "norm": norm}
-    return plain | {"counts": counts, "auxiliary": auxiliary}
+    return cross_entropy(logits.flatten(0, 1), rows.targets_BT.flatten(), reduction="sum")
 
 
 def switch_loss(name: str, logits_NE: torch.Tensor, choice_NK: torch.Tensor) -> torch.Tensor:
@@ -263,15 +300,28 @@ def step(place: Any, spec: str) -> dict[str, Any]:
         grad = parameter.grad
         if grad is not None:
             grads[parameter_name] = grad.full_tensor() if isinstance(grad, DTensor) else grad
-    results = {"loss": loss, "evaluated": evaluated, "grads": grads, "norm": norm}
+    with torch.no_grad():
+        for _, parameter in parallel.parameters():
+            if parameter.grad is not None:
+                parameter -= LR * parameter.grad
+    later = parallel.total(parallel.evaluate(rows))
+    results = {"later": later, "loss": loss, "evaluated": evaluated, "grads": grads, "norm": norm}
     if more.get("balance"):
         results |= {"counts": balance.counts(), "auxiliary": balance.loss()}
+        routers = [router for part in parallel.parts for router in routers_of(part)]
+        biases = [bias_of(router) for router in routers]
+        results["biases"] = [None if bias is None else bias.flatten() for bias in biases]
     return results
 
 
 def eight(place: Any) -> dict[str, Any]:
     """The results of the layouts for eight ranks."""
     return play(place, list(EIGHT))
+
+
+def refused(place: Any) -> dict[str, Any]:
+    """What is said of each."""
+    return play(place, list(REFUSED))
 
 
 def every(place: Any) -> dict[str, Any]:

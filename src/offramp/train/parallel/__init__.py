@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -143,7 +143,7 @@ class Parallel:
         for number, row in enumerate(rows):
             tokens, keywords = self._feeder.feed(one.part, row)
             with one.micro_batch(last=number == len(rows) - 1):
-                with self.products():
+                with self._cast():
                     (own,) = one.call(tokens, **keywords)
                 (own * scale).backward()
             loss += own.detach()
@@ -164,13 +164,23 @@ class Parallel:
         (one,) = self._spreads
         for row in rows:
             tokens, keywords = self._feeder.feed(one.part, row)
-            with self.products():
+            with self._cast():
                 loss += one.part(tokens, **keywords)[0]
         one.settle()
         return loss
 
-    def products(self) -> AbstractContextManager[object]:
-        """The context in which products are in the format of the job."""
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """For other uses of the parts: products are in the format of the job.
+
+        At the end the parameters are again what `parameters` gives.
+        """
+        with self._cast():
+            yield
+        for one in self._spreads:
+            one.settle()
+
+    def _cast(self) -> AbstractContextManager[object]:
         if not self._autocasts:
             return nullcontext()
         return torch.autocast(self.world.device.type, self.numbers.dtype)

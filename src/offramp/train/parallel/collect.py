@@ -7,29 +7,33 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._functional_collectives import (
-    all_gather_tensor,
-    all_gather_tensor_autograd,
-    all_reduce,
-    reduce_scatter_tensor_autograd,
+from torch.distributed import _functional_collectives as functional
+
+# PyTorch 2.13 gave these other names, and warns of the old ones.
+_all_gather, _all_gather_autograd, _reduce_scatter_autograd = (
+    getattr(functional, new, None) or getattr(functional, old)
+    for new, old in (
+        ("all_gather_single", "all_gather_tensor"),
+        ("all_gather_single_autograd", "all_gather_tensor_autograd"),
+        ("reduce_scatter_single_autograd", "reduce_scatter_tensor_autograd"),
+    )
 )
-from torch.distributed._functional_collectives import wait_tensor as _wait_tensor
 
 
 def waited(pending: Tensor) -> Tensor:
     """The result of a collective, on the current stream."""
-    out: Tensor = _wait_tensor(pending)
+    out: Tensor = functional.wait_tensor(pending)
     return out
 
 
 def gather(part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """The parts of all ranks along `dim`; gradients are summed, each rank getting its part."""
-    return waited(all_gather_tensor_autograd(part.contiguous(), dim, group))
+    return waited(_all_gather_autograd(part.contiguous(), dim, group))
 
 
 def scatter_sum(whole: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """This rank's part along `dim` of the sum over ranks; gradients are gathered."""
-    return waited(reduce_scatter_tensor_autograd(whole.contiguous(), "sum", dim, group))
+    return waited(_reduce_scatter_autograd(whole.contiguous(), "sum", dim, group))
 
 
 def sum_backward(same: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -64,13 +68,13 @@ class _SumBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return waited(all_reduce(grad.contiguous(), "sum", ctx.group)), None
+        return waited(functional.all_reduce(grad.contiguous(), "sum", ctx.group)), None
 
 
 class _SumForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
-        return waited(all_reduce(part.contiguous(), "sum", group))
+        return waited(functional.all_reduce(part.contiguous(), "sum", group))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -85,14 +89,14 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return waited(all_gather_tensor(grad.contiguous(), ctx.dim, ctx.group)), None, None
+        return waited(_all_gather(grad.contiguous(), ctx.dim, ctx.group)), None, None
 
 
 class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
         ctx.dim, ctx.group = dim, group
-        return waited(all_gather_tensor(part.contiguous(), dim, group))
+        return waited(_all_gather(part.contiguous(), dim, group))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
