@@ -85,7 +85,8 @@ def execute(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.submit:
         return _submit(job, arguments)
-    return _train(job, folder.create(job))
+    launched = "RANK" in os.environ
+    return _train(job, _shared_folder(job) if launched else folder.create(job))
 
 
 def _job(arguments: argparse.Namespace) -> Job:
@@ -133,6 +134,20 @@ def _train(job: Job, folder: RunFolder) -> int:
         if json.loads(folder.summary.read_text())["ended"] == "stopped":
             return STOPPED
     return status
+
+
+def _shared_folder(job: Job) -> RunFolder:
+    """The run's folder, for one of several processes that a launcher started: the first makes it.
+
+    Raises UsageError where the job leaves it to each process to choose one.
+    """
+    from offramp.train import folder
+
+    if not job.out:
+        raise UsageError("several processes need one run folder; expected --out FOLDER")
+    if os.environ["RANK"] == "0":
+        return folder.create(job)
+    return folder.RunFolder(Path(job.out))
 
 
 def _start(job: Job, folder: RunFolder, *, virtual: bool) -> int:

@@ -83,10 +83,11 @@ def draw(path: Path, records: Sequence[Mapping[str, Any]], caption: str) -> bool
         return False
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for kind, label, style in (
+    styles: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("step", "training", {"linewidth": 1.0, "color": "#4c78a8"}),
         ("evaluation", "held out", {"linewidth": 1.5, "marker": "o", "color": "#f58518"}),
-    ):
+    )
+    for kind, label, style in styles:
         points = [
             (r["step"], r["loss"])
             for r in records

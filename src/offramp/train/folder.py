@@ -118,7 +118,7 @@ def create(job: Job, *, parent: Path = Path("runs")) -> RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         if folder.job.exists():
             check_same(folder, job)
-        scratch = folder.job.with_suffix(f".{os.getpid()}.tmp")
+        scratch = folder.job.with_suffix(f".{platform.node()}-{os.getpid()}.tmp")
         scratch.write_text(reading.write(reading.change(job, {"out": str(path)})))
         scratch.replace(folder.job)
     except OSError as error:

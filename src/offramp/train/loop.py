@@ -68,31 +68,30 @@ class StopSignals:
         self.received = signal.Signals(number).name
 
 
-def train(run: Run, metrics: Metrics | None) -> Outcome:
+def train(run: Run, metrics: Metrics | None, signals: StopSignals) -> Outcome:
     """Train to the last step, or until a signal; the last checkpoint is complete at the end."""
     job, progress = run.job, run.progress
-    outcome, signals = Outcome(), StopSignals()
+    outcome = Outcome()
     settled = _settled(run)
     pace = Pace(job.train.limit_s) if settled is None else None
     stall = StallWatch(job.watch.stall_s, run.world.rank)
     began_s = time.monotonic()
-    with signals.installed():
-        while settled is None or progress.step < settled:
-            step_metrics = take_step(run, settled)
-            _record(run, metrics, step_metrics, settled, outcome)
-            stall.beat()
-            progress.step += 1
-            wish = pace.settle(progress.step) if pace is not None and settled is None else None
-            stop, agreed = _agree(run, signals.received is not None, wish or 0)
-            if settled is None and agreed:
-                settled = progress.total = agreed
-                if run.world.is_main:
-                    write_json(run.folder.plan, {"steps": settled})
-            if stop:
-                outcome.stopped_by = signals.received or "another process"
-                break
-            _between_steps(run, metrics, settled, outcome)
-            stall.beat()
+    while settled is None or progress.step < settled:
+        step_metrics = take_step(run, settled)
+        _record(run, metrics, step_metrics, settled, outcome)
+        stall.beat()
+        progress.step += 1
+        wish = pace.settle(progress.step) if pace is not None and settled is None else None
+        stop, agreed = _agree(run, signals.received is not None, wish or 0)
+        if settled is None and agreed:
+            settled = progress.total = agreed
+            if run.world.is_main:
+                write_json(run.folder.plan, {"steps": settled})
+        if stop:
+            outcome.stopped_by = signals.received or "another process"
+            break
+        _between_steps(run, metrics, settled, outcome)
+        stall.beat()
     outcome.train_s = time.monotonic() - began_s
     progress.total = settled
     save(run, last=True)
@@ -237,12 +236,24 @@ def _record(
     step = run.progress.step + 1
     outcome.losses.append(values["loss"])
     outcome.tokens = run.progress.tokens
-    if metrics is not None and (step % run.job.metrics.every == 0 or step == 1 or step == total):
+    noted = step % run.job.metrics.every == 0 or step in (1, total)
+    if noted:
+        values |= _expert_load(run)
+    if metrics is not None and noted:
         peak, _ = run.ground.peak_flops(run.job.train.precision)
         flops_per_s = values["tokens_per_s"] * flops_per_token(run.shape, run.job.data.sequence)
         mfu = flops_per_s / (peak * run.world.size) if peak else None
         metrics.write("step", step, {**values, "mfu": mfu, "memory_bytes": memory_bytes(run)})
     run.tell(Stepped(step, total, values))
+
+
+def _expert_load(run: Run) -> dict[str, float]:
+    """The busiest expert's share of choices over the mean's, in the worst layer; 1 is even."""
+    balance = run.parallel.balance
+    counts_LE = balance.counts() if balance is not None else None
+    if counts_LE is None:
+        return {}
+    return {"expert_load": float((counts_LE.amax(1) / counts_LE.mean(1).clamp(min=1e-9)).max())}
 
 
 def memory_bytes(run: Run) -> int:

@@ -16,7 +16,7 @@ from offramp.train import export, loop
 from offramp.train.events import Began, Ended, Event, Tell
 from offramp.train.folder import RunFolder
 from offramp.train.job import Job
-from offramp.train.loop import Outcome
+from offramp.train.loop import Outcome, StopSignals
 from offramp.train.metrics import Metrics
 from offramp.train.models.build import flops_per_token
 from offramp.train.setup import Run, set_up
@@ -38,6 +38,7 @@ def train(job: Job, folder: RunFolder, tell: Tell) -> int:
     world = join(job.layout, job.chip.name)
     lock = folder.lock() if world.is_main else None
     metrics: Metrics | None = None
+    signals = StopSignals()
     try:
         run = set_up(job, folder, world, tell if world.is_main else _silent)
         if world.is_main:
@@ -45,16 +46,18 @@ def train(job: Job, folder: RunFolder, tell: Tell) -> int:
             metrics = Metrics(folder.metrics, first_step=run.progress.step, tensorboard=board)
             folder.note_versions(_chip_facts(run))
         run.tell(Began(_facts(run), run.progress.step))
-        outcome = _train(run, metrics)
-        stopped = outcome.stopped_by is not None
-        if not stopped and job.checkpoint.export:
-            export.write(run)
-        if world.is_main:
-            summary = _summary(run, outcome, time.monotonic() - began_s)
-            write_json(folder.summary, summary)
-            run.tell(Ended(summary))
-        run.feed.close()
-        run.checkpoints.close()
+        # Until the process ends: a signal may come twice, the second while the model is exported.
+        with signals.installed():
+            outcome = _train(run, metrics, signals)
+            stopped = outcome.stopped_by is not None
+            if not stopped and job.checkpoint.export:
+                export.write(run)
+            if world.is_main:
+                summary = _summary(run, outcome, time.monotonic() - began_s)
+                write_json(folder.summary, summary)
+                run.tell(Ended(summary))
+            run.feed.close()
+            run.checkpoints.close()
         return STOPPED if stopped else FINE
     finally:
         if metrics is not None:
@@ -64,10 +67,10 @@ def train(job: Job, folder: RunFolder, tell: Tell) -> int:
         world.close()
 
 
-def _train(run: Run, metrics: Metrics | None) -> Outcome:
+def _train(run: Run, metrics: Metrics | None, signals: StopSignals) -> Outcome:
     if run.progress.step == 0:
         loop.note_samples(run, metrics)
-    outcome = loop.train(run, metrics)
+    outcome = loop.train(run, metrics, signals)
     if outcome.stopped_by is None:
         loop.note_evaluation(run, metrics, outcome)
         loop.note_samples(run, metrics)

@@ -27,6 +27,7 @@ from offramp.train.models import build, initialize, lora
 from offramp.train.models import folder as hf_folder
 from offramp.train.optimizer import Optimizers
 from offramp.train.parallel import Numbers, Parallel, parallelize
+from offramp.train.parallel.balance import bias_of, routers_of
 from offramp.train.watch import LossScale, LossWatch
 from offramp.train.world import World
 
@@ -128,6 +129,8 @@ def set_up(job: Job, folder: RunFolder, world: World, tell: Tell) -> Run:
         _numbers(job, here),
         materialize=_materialize(job, config, world),
     )
+    if shape.experts and job.model.balance != "none":
+        parallel.balance_experts(*_balance(job, config, parallel))
     batches, held_out = _batches(job, corpora)
     run = Run(
         job=job,
@@ -151,6 +154,17 @@ def set_up(job: Job, folder: RunFolder, world: World, tell: Tell) -> Run:
     )
     _resume(run)
     return run
+
+
+def _balance(job: Job, config: Any, parallel: Parallel) -> tuple[str, float]:
+    """How experts are kept evenly used, and how hard; 'auto' goes by the model's routers."""
+    kind, rate = job.model.balance, job.model.balance_rate
+    if kind != "auto":
+        return kind, rate
+    routers = [router for part in parallel.parts for router in routers_of(part)]
+    if routers and all(bias_of(router) is not None for router in routers):
+        return "bias", rate
+    return "loss", float(getattr(config, "router_aux_loss_coef", None) or rate)
 
 
 def _batches(job: Job, corpora: Corpora) -> tuple[Batches, Batches | None]:

@@ -5,8 +5,7 @@ Under Slurm or Kubernetes their own launchers do; see `offramp train --submit`.
 
 from __future__ import annotations
 
-STOP_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-SAVE_S = 600  # how long processes may take to save after a signal
+from offramp.train.submit import SAVE_S, STOP_SIGNALS
 
 
 def run(count: int, folder: str) -> tuple[int, str]:

@@ -54,9 +54,17 @@ class World:
 
 
 def device_type(name: str) -> str:
-    """'cpu' where the job says so, else the type of PyTorch's accelerator, if there is one."""
-    if name == HOST or not torch.accelerator.is_available():
+    """'cpu' where the job says so, else the type of PyTorch's accelerator.
+
+    Raises UsageError where there is none: nothing trains on the processor that was not told to.
+    """
+    if name == HOST:
         return HOST
+    if not torch.accelerator.is_available():
+        raise UsageError(
+            f"chip.name is {name!r}, and PyTorch finds no accelerator in this process; "
+            "expected a device, or chip.name = 'cpu'"
+        )
     found = torch.accelerator.current_accelerator()
     assert found is not None
     return found.type

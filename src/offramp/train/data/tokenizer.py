@@ -135,7 +135,7 @@ def open_tokenizer(
 ) -> Tokenizer:
     """The tokenizer of a job.
 
-    model_folder: where 'folder' looks if the section names none, and what 'auto' goes by. texts: the data, which 'bpe'
+    model_folder: where 'folder' looks if the section names none; 'auto' takes it. texts: the data, which 'bpe'
     learns from. cache: where a learned BPE stays. Raises UsageError.
     """
     if section.kind == "byte" or (section.kind == "auto" and not model_folder):
