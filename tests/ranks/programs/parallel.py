@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy
 from offramp.train import attention
 from offramp.train.layout import AXES, Layout
 from offramp.train.model import LanguageModel
-from offramp.train.parallel import MicroBatch, Numbers, allocate, parallelize
+from offramp.train.models.initialize import materialize
+from offramp.train.parallel import MicroBatch, Numbers, parallelize
 from offramp.train.parallel.balance import bias_of, routers_of
 from offramp.train.world import World
 
@@ -98,6 +99,7 @@ REFUSED = {
     "qwen3 tp=2 async_tp=1": "layout.async_tp needs compiled layers",
     "qwen3 tp=2 async_tp=1 compile=1": "layout.async_tp needs symmetric memory",
     "qwen3 pp=2 micro=1": "1 micro-batches a step for 2 pipeline stages",
+    "qwen3 pp=2 micro=5 pipeline=zero-bubble": "5 micro-batches a step with pipeline 'zero-bubble'",
     "moe dp_shard=2 balance=bias": "model.balance is 'bias', and Qwen3MoeTopKRouter has none",
     "moe dp_replicate=2 dp_shard=1 ep=2": "layout.ep is 2; expected a divisor of dp_shard",
     "odd dp_shard=2 ep=2": "layout.ep is 2; expected a divisor of the 3 experts",
@@ -248,7 +250,7 @@ def read(spec: str) -> tuple[str, Layout, dict[str, Any]]:
 
 def fill(part: LanguageModel, source: Any, device: torch.device) -> None:
     """Memory for a part, and the values of the whole model `source`, by name."""
-    allocate(part, device)
+    materialize(part.causal, device)
     values = {**dict(source.named_parameters()), **dict(source.named_buffers())}
     for kind in (part.causal.named_parameters(), part.causal.named_buffers()):
         for name, target in kind:

@@ -25,7 +25,6 @@ __all__ = [
     "MicroBatches",
     "Numbers",
     "Parallel",
-    "allocate",
     "parallelize",
 ]
 
@@ -42,9 +41,9 @@ def parallelize(
 ) -> Parallel:
     """Spread a whole model, on the meta device, over the ranks of a layout.
 
-    `materialize` is called with each part that this rank gets: it gives the weights memory (see
-    `allocate`) and values, by the names that they have in the whole model (`part.causal`), DTensors
-    among them. Raises UsageError where the model or the device does not allow the layout.
+    `materialize` is called with each part that this rank gets: it gives the weights memory and
+    values, by the names that they have in the whole model (`part.causal`), DTensors among them;
+    tied weights must stay tied. Raises UsageError where the model or the device forbids the layout.
     """
     parts = stages.cut(model, layout, world.coordinate("pp"))
     is_sharded = layout.world > layout.dp_replicate
@@ -69,24 +68,6 @@ def parallelize(
     context = None if context_group is None else Context(context_group)
     spreads = [_spread(part, layout, world) for part in parts]
     return Parallel(spreads, layout, world, numbers, Feeder(world.device, numbers, context))
-
-
-def allocate(part: LanguageModel, device: torch.device) -> None:
-    """Give every weight and buffer of a part on the meta device memory, without values.
-
-    Unlike `to_empty`, weights that modules share stay shared.
-    """
-    made: dict[int, nn.Parameter] = {}
-    for module in part.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_meta:
-                if id(parameter) not in made:
-                    empty = torch.empty_like(parameter.detach(), device=device)
-                    made[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
-                module.register_parameter(name, made[id(parameter)])
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_meta:
-                module._buffers[name] = torch.empty_like(buffer, device=device)
 
 
 def _spread(part: LanguageModel, layout: Layout, world: World) -> spread.Spread:
@@ -141,7 +122,7 @@ class Parallel:
         loss = torch.zeros((), dtype=torch.float32, device=self.world.device)
         (one,) = self._spreads
         for number, row in enumerate(rows):
-            tokens, keywords = self._feeder.feed(one.part, row)
+            tokens, keywords = self._feeder.feed(row)
             with one.micro_batch(last=number == len(rows) - 1):
                 with self._cast():
                     (own,) = one.call(tokens, **keywords)
@@ -163,7 +144,7 @@ class Parallel:
         loss = torch.zeros((), dtype=torch.float32, device=self.world.device)
         (one,) = self._spreads
         for row in rows:
-            tokens, keywords = self._feeder.feed(one.part, row)
+            tokens, keywords = self._feeder.feed(row)
             with self._cast():
                 loss += one.part(tokens, **keywords)[0]
         one.settle()

@@ -51,7 +51,7 @@ class Pipeline:
         self._spreads, self._layout, self._numbers = spreads, layout, numbers
         self._world, self._feeder, self._group = world, feeder, group
         self._scale = 1.0
-        self._fed: dict[int, list[dict[str, Any]]] = {}
+        self._fed: list[dict[str, Any]] = []  # the keywords of each micro-batch of the step
         self._schedules: dict[tuple[int, torch.Size, bool], Any] = {}
         for spread in spreads:
             self._look_up(spread.part)
@@ -71,19 +71,18 @@ class Pipeline:
         return loss
 
     def _run(self, rows: MicroBatches, *, trains: bool) -> Tensor:
-        fed = [[self._feeder.feed(s.part, row) for row in rows] for s in self._spreads]
-        for spread, inputs in zip(self._spreads, fed, strict=True):
-            self._fed[id(spread.part)] = [keywords for _, keywords in inputs]
-        tokens_BT = torch.cat([tokens for tokens, _ in fed[0]])
-        schedule = self._schedule(len(rows), fed[0][0][0].shape, trains)
-        arguments = (tokens_BT,) if any(s.part.has_embedding for s in self._spreads) else ()
+        fed = [self._feeder.feed(row) for row in rows]
+        self._fed = [keywords for _, keywords in fed]
+        schedule = self._schedule(len(rows), fed[0][0].shape, trains)
+        has_embedding = any(s.part.has_embedding for s in self._spreads)
+        arguments = (torch.cat([tokens for tokens, _ in fed]),) if has_embedding else ()
         number = torch.arange(len(rows))  # each micro-batch is called with its own, see `_look_up`
         has_head = any(s.part.has_head for s in self._spreads)
         if trains:
             out = schedule.step(*arguments, target=number if has_head else None, number=number)
         else:
             out = schedule.eval(*arguments, number=number)
-        self._fed.clear()
+        self._fed = []
         zero = torch.zeros((), dtype=torch.float32, device=self._world.device)
         return out.detach().sum() if has_head else zero
 
@@ -93,7 +92,7 @@ class Pipeline:
         def before(_: Any, arguments: Any, keywords: Any) -> Any:
             if "number" not in keywords:
                 return None
-            return arguments, self._fed[id(part)][int(keywords["number"])]
+            return arguments, self._fed[int(keywords["number"])]
 
         part.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
 
@@ -141,11 +140,16 @@ class Pipeline:
         ]
 
     def _check(self, count: int) -> None:
-        stages = self._layout.pp * self._layout.stages
-        if self._layout.pipeline == "1f1b" and count < stages:
+        pp, pipeline = self._layout.pp, self._layout.pipeline
+        if pipeline == "1f1b" and count < pp:
             raise UsageError(
-                f"{count} micro-batches a step for {stages} pipeline stages; expected at least as "
+                f"{count} micro-batches a step for {pp} pipeline stages; expected at least as "
                 "many: a larger train.batch, a smaller layout.micro_batch, or pipeline = 'gpipe'"
+            )
+        if pipeline in ("interleaved", "zero-bubble") and count % max(1, count // pp):
+            raise UsageError(
+                f"{count} micro-batches a step with pipeline {pipeline!r} over pp = {pp}; expected "
+                f"a multiple of {pp}: another train.batch or layout.micro_batch"
             )
 
     def _settle(self) -> None:

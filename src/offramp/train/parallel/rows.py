@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from offramp.train import attention
-from offramp.train.model import LanguageModel
 from offramp.train.parallel.context import Context
 from offramp.train.parallel.numbers import Numbers
 
@@ -39,8 +38,8 @@ class Feeder:
     numbers: Numbers
     context: Context | None = None
 
-    def feed(self, part: LanguageModel, row: MicroBatch) -> tuple[Tensor, dict[str, Any]]:
-        """The tokens, and the keywords of `part.forward`."""
+    def feed(self, row: MicroBatch) -> tuple[Tensor, dict[str, Any]]:
+        """The tokens, and the keywords of `LanguageModel.forward`."""
         own = {
             "tokens": row.tokens_BT,
             "targets_BT": row.targets_BT,
@@ -50,9 +49,9 @@ class Feeder:
             own = {name: self.context.take(value) for name, value in own.items()}
         moved: dict[str, Any] = {name: self._move(value) for name, value in own.items()}
         tokens = moved.pop("tokens")
-        return tokens, moved | {"packing": self._packing(part, row)}
+        return tokens, moved | {"packing": self._packing(row)}
 
-    def _packing(self, part: LanguageModel, row: MicroBatch) -> attention.Packing:
+    def _packing(self, row: MicroBatch) -> attention.Packing:
         if self.context is not None:
             return self.context.packing(self._move(row.documents_BT))
         spans = attention.find_spans(row.documents_BT)

@@ -333,7 +333,7 @@ def overlap(group: dist.ProcessGroup, *, is_compiled: bool, device: torch.device
         raise UsageError(
             "layout.async_tp needs compiled layers; set train.compile, or leave async_tp off"
         )
-    if device.type == "cpu" or not _has_symmetric_memory(device):
+    if not _has_symmetric_memory(device):
         raise UsageError(
             f"layout.async_tp needs symmetric memory between chips, which PyTorch does not offer "
             f"for this device ({device}); leave async_tp off"
@@ -346,8 +346,6 @@ def overlap(group: dist.ProcessGroup, *, is_compiled: bool, device: torch.device
 
 
 def _has_symmetric_memory(device: torch.device) -> bool:
-    if torch.version.cuda is None or device.type != "cuda":
-        return False
     from torch._C._distributed_c10d import _SymmetricMemory
 
-    return bool(_SymmetricMemory.has_multicast_support(torch._C._autograd.DeviceType.CUDA, 0))
+    return _SymmetricMemory.get_backend(device) is not None
