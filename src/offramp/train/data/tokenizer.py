@@ -135,8 +135,8 @@ def open_tokenizer(
 ) -> Tokenizer:
     """The tokenizer of a job.
 
-    model_folder: where 'folder' looks if the section names none; 'auto' takes it. texts: the data, which 'bpe'
-    learns from. cache: where a learned BPE stays. Raises UsageError.
+    model_folder: where 'folder' looks if the section names none; 'auto' takes it. texts: the data,
+    which 'bpe' learns from. cache: where a learned BPE stays. Raises UsageError.
     """
     if section.kind == "byte" or (section.kind == "auto" and not model_folder):
         return ByteTokenizer()
