@@ -16,8 +16,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
-demo: $(STAMP) ## train a small GPT on a virtual Zhenwu 810E (under 5 minutes, set-up included)
-	$(BIN)/python examples/demo.py
+demo: $(STAMP) ## train a small Qwen3 on a virtual Zhenwu 810E (under 5 minutes, set-up included)
+	$(BIN)/offramp train
 
 test: $(STAMP) ## the default test suite; MARKERS= runs every group
 	$(BIN)/python -m pytest -m "$(MARKERS)"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HELP = "train a language model, from text to checkpoint"
 EPILOG = """\
 Without arguments it trains a small Qwen3 on a virtual chip on Python's own source for two minutes.
-  offramp train --model ernie-4.5-moe-nano --data notes/ --minutes 10
+  offramp train --preset ernie-4.5-moe-nano --data notes/ --minutes 10
   offramp train job.toml --set layout.dp_shard=4
   offramp train --resume runs/20260101T120000Z-qwen3-nano
 Exit status: 0 trained to the end, 75 stopped by a signal after saving, 76 no step came, 1 and 2
@@ -196,12 +196,16 @@ def _train_here(job: Job, folder: RunFolder) -> int:
 
 
 def _list_presets() -> int:
+    from offramp import units
     from offramp.cli import _output
     from offramp.report.lines import Line
     from offramp.train.models import presets
 
     found = [presets.load(name) for name in presets.names()]
-    lines = [Line(preset.name, preset.title) for preset in found]
+    lines = [
+        Line(p.name, f"{units.format_count(p.parameters)} parameters" if p.parameters else p.title)
+        for p in found
+    ]
     _output.show("Presets for model.preset", lines, sys.stdout)
     return 0
 
