@@ -191,12 +191,12 @@ class _Take(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor, repeats: int) -> Tensor:
         ctx.save_for_backward(inverse)
         ctx.repeats = repeats
-        return rows[order if repeats == 1 else order // repeats]
+        return rows.index_select(0, order if repeats == 1 else order // repeats)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (inverse,) = ctx.saved_tensors
-        back = grad[inverse]
+        back = grad.index_select(0, inverse)
         if ctx.repeats > 1:
             back = back.unflatten(0, (-1, ctx.repeats)).sum(1)
         return back, None, None, None
