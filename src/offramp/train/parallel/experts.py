@@ -111,7 +111,10 @@ def _local(experts: Any, in_SD: Tensor, count_E: Tensor) -> Tensor:
     )
     product: Any = _ByExpert.apply
     counts: Any = count_E
-    if _has_grouped(in_SD.device.type, in_SD.dtype):
+    # The grouped kernels want rows that begin at multiples of 16 bytes.
+    widths = (*into_EFD.shape[1:], *out_EDF.shape[1:])
+    is_aligned = not any(width * in_SD.element_size() % 16 for width in widths)
+    if is_aligned and _has_grouped(in_SD.device.type, in_SD.dtype):
         product, counts = _grouped, count_E.cumsum(0, dtype=torch.int32)
     else:
         counts = count_E.tolist()
