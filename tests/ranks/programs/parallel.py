@@ -89,6 +89,9 @@ ON_CHIPS = (
     "qwen3 cp=2",
     "qwen3 pp=2",
     "moe dp_shard=2 ep=2",
+    "wide dp_shard=2 ep=2",
+    "moe dp_shard=2 ep=2 precision=bf16",
+    "wide dp_shard=2 ep=2 precision=bf16",
     "qwen3 dp_shard=2 tp=2",
     "ernie pp=2 dp_shard=2 ep=2",
 )
@@ -138,6 +141,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **DENSE, use_sliding_window=True, sliding_window=5, max_window_layers=2
     ),
     "moe": lambda: transformers.Qwen3MoeConfig(**MIXED, norm_topk_prob=True),
+    "wide": lambda: transformers.Qwen3MoeConfig(  # grouped products, in bf16 too
+        **{**MIXED, "moe_intermediate_size": 16}
+    ),
     "ernie": lambda: transformers.Ernie4_5_MoeConfig(
         **MIXED, moe_layer_start_index=1, moe_num_shared_experts=1
     ),

@@ -111,7 +111,10 @@ def _local(experts: Any, in_SD: Tensor, count_E: Tensor) -> Tensor:
     )
     product: Any = _ByExpert.apply
     counts: Any = count_E
-    if _has_grouped(in_SD.device.type, in_SD.dtype):
+    # The grouped kernels want rows that begin at multiples of 16 bytes.
+    widths = (*into_EFD.shape[1:], *out_EDF.shape[1:])
+    is_aligned = not any(width * in_SD.element_size() % 16 for width in widths)
+    if is_aligned and _has_grouped(in_SD.device.type, in_SD.dtype):
         product, counts = _grouped, count_E.cumsum(0, dtype=torch.int32)
     else:
         counts = count_E.tolist()
@@ -191,12 +194,12 @@ class _Take(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor, repeats: int) -> Tensor:
         ctx.save_for_backward(inverse)
         ctx.repeats = repeats
-        return rows[order if repeats == 1 else order // repeats]
+        return rows.index_select(0, order if repeats == 1 else order // repeats)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (inverse,) = ctx.saved_tensors
-        back = grad[inverse]
+        back = grad.index_select(0, inverse)
         if ctx.repeats > 1:
             back = back.unflatten(0, (-1, ctx.repeats)).sum(1)
         return back, None, None, None
