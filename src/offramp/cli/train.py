@@ -157,8 +157,8 @@ def _start(job: Job, folder: RunFolder, *, virtual: bool) -> int:
     command = [sys.executable, "-m", "offramp", "train", "--resume", path]
     if world > 1:
         command += ["--processes", str(world)]
-    # torchrun and Gloo log ordinary things; what goes wrong is told by the run itself.
-    env = {"LOGLEVEL": "CRITICAL", "TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
+    # Gloo logs ordinary things; what goes wrong is told by the run itself.
+    env = {"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ}
     if world > 1:
         env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world)))
     if not virtual:
@@ -173,7 +173,7 @@ def _start(job: Job, folder: RunFolder, *, virtual: bool) -> int:
         env=env,
     )
     result = run.execute(plan)
-    for problem in result["problems"]:
+    for problem in result["problems"] if result["exit_status"] == 0 else ():
         print(f"offramp: {problem}", file=sys.stderr)
     return result["exit_status"]
 
@@ -182,17 +182,24 @@ def _start_processes(count: int, path: str) -> int:
     from offramp.train import workers
 
     status, said = workers.run(count, path)
-    if said:
-        print(f"offramp: {said}", file=sys.stderr)
+    for line in said:
+        print(f"offramp: {line}", file=sys.stderr)
     return status
 
 
 def _train_here(job: Job, folder: RunFolder) -> int:
     from offramp.cli._training import Display
+    from offramp.errors import OfframpError
+    from offramp.train import workers
     from offramp.train.run import train
 
-    with Display(sys.stdout, folder) as display:
-        return train(job, folder, display.show)
+    try:
+        with Display(sys.stdout, folder) as display:
+            return train(job, folder, display.show)
+    except OfframpError as error:
+        if workers.leave(error):
+            return 2 if isinstance(error, UsageError) else 1
+        raise
 
 
 def _list_presets() -> int:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from offramp.launch.record import write_json
 from offramp.train import export, loop
@@ -20,6 +21,7 @@ from offramp.train.loop import Outcome, StopSignals
 from offramp.train.metrics import Metrics
 from offramp.train.models.build import flops_per_token
 from offramp.train.setup import Run, set_up
+from offramp.train.workers import LostContactError
 from offramp.train.world import join
 
 STOPPED = 75  # the exit status of a run that a signal ended: start it again to go on
@@ -59,6 +61,13 @@ def train(job: Job, folder: RunFolder, tell: Tell) -> int:
             run.feed.close()
             run.checkpoints.close()
         return STOPPED if stopped else FINE
+    except RuntimeError as error:
+        if world.size > 1 and _is_lost_contact(error):
+            raise LostContactError(
+                f"process {world.rank} of {world.size} lost contact with the others: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        raise
     finally:
         if metrics is not None:
             metrics.close()
@@ -75,6 +84,12 @@ def _train(run: Run, metrics: Metrics | None, signals: StopSignals) -> Outcome:
         loop.note_evaluation(run, metrics, outcome)
         loop.note_samples(run, metrics)
     return outcome
+
+
+def _is_lost_contact(error: RuntimeError) -> bool:
+    """Whether a collective failed; Gloo raises plain errors, known by their words."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "gloo")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
 def _quiet() -> None:
