@@ -131,6 +131,7 @@ class Contender:
             "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
+            "TORCHINDUCTOR_CACHE_DIR": f"{task.scratch}/inductor",  # nobody finds it compiled
         }
         command = [self.python, "-m", "contenders.child", self.name, json.dumps(asdict(task))]
         self._log = log
@@ -168,7 +169,8 @@ class Contender:
                 self.process.kill()
 
     def _answer(self) -> dict[str, Any]:
-        assert self.process is not None and self.process.stdout is not None
+        assert self.process is not None
+        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if line:
             answer: dict[str, Any] = json.loads(line)

@@ -8,11 +8,12 @@ from typing import Any
 
 import lightning
 import torch
-from contenders.gate import Gate, Task
 from litgpt import GPT, Config
 from litgpt.scripts.convert_hf_checkpoint import copy_weights_qwen_3
 from litgpt.utils import chunked_cross_entropy
 from safetensors.torch import load_file
+
+from contenders.gate import Gate, Task
 
 PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from contenders.gate import Gate, Task
 
+from contenders.gate import Gate, Task
 from offramp.train import folder, loop, reading
 from offramp.train.job import Job
 from offramp.train.setup import set_up

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from contenders.gate import Gate, Task
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from contenders.gate import Gate, Task
 
 
 class Attention(nn.Module):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from contenders.gate import Gate, Task
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from contenders.gate import Gate, Task
 
 
 class Rows(Dataset[dict[str, Tensor]]):
