@@ -251,8 +251,14 @@ def matrix_rates(setting: Setting) -> tuple[float, float]:
     return square, flops / took_s
 
 
-def measure(contenders: list[Contender], task: Task, rounds: int, turn_s: float) -> None:
-    """Start all, let the first steps pass, then let them take turns."""
+def measure(
+    contenders: list[Contender], setting: Setting, task: Task, rounds: int, turn_s: float
+) -> tuple[float, float]:
+    """Start all, let the first steps pass, then let them take turns with the bare products.
+
+    Returns the best matrix rates of all turns, as `matrix_rates` gives them.
+    """
+    rates = []
     for number, one in enumerate(contenders):
         scratch = Path(task.scratch) / str(number)
         scratch.mkdir()
@@ -274,12 +280,14 @@ def measure(contenders: list[Contender], task: Task, rounds: int, turn_s: float)
     for one in running:
         one.turns = []
     for turn in range(rounds):
+        rates.append(matrix_rates(setting))
         for one in running if turn % 2 == 0 else running[::-1]:
             if answer := one.run(steps, reset=turn == 0):
                 one.turns.append(answer["seconds"] / steps)
                 one.peak = answer["peak_bytes"]
     for one in contenders:
         one.close()
+    return max(r[0] for r in rates), max(r[1] for r in rates)
 
 
 def differs(one: Contender, reference: Contender) -> str:
@@ -365,8 +373,8 @@ def main() -> None:
                 for one in rows(options.litgpt_python, setting.precision, options.quick)
                 if not options.only or any(word in one.title for word in options.only)
             ]
-            rates = matrix_rates(setting)
-            measure(contenders, task, rounds, turn_s=1.5 if options.quick else 3.0)
+            turn_s = 1.5 if options.quick else 3.0
+            rates = measure(contenders, setting, task, rounds, turn_s)
             report(setting, shape, rates, contenders)
 
 
