@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from offramp.train import host_attention
+
 NAME = "offramp"
 
 
@@ -107,12 +109,18 @@ def attend(
             query_BHTD, key_BHTD, value_BHTD, attn_mask=mask_BTT, **options
         )
     elif packing.spans is None:
-        out_BHTD = scaled_dot_product_attention(
-            query_BHTD, key_BHTD, value_BHTD, is_causal=True, **options
-        )
+        out_BHTD = _causal(query_BHTD, key_BHTD, value_BHTD, options)
     else:
         out_BHTD = _by_document(query_BHTD, key_BHTD, value_BHTD, packing.spans, options)
     return out_BHTD.transpose(1, 2).contiguous(), None
+
+
+def _causal(
+    query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, options: dict[str, Any]
+) -> Tensor:
+    if host_attention.suits(query_BHTD, key_BHTD, options["dropout_p"]):
+        return host_attention.causal_attention(query_BHTD, key_BHTD, value_BHTD, options["scale"])
+    return scaled_dot_product_attention(query_BHTD, key_BHTD, value_BHTD, is_causal=True, **options)
 
 
 def _by_document(
@@ -133,21 +141,16 @@ def _by_document(
             continue
         if whole:
             part = slice(row - whole, row)
-            rows.append(
-                scaled_dot_product_attention(
-                    query_BHTD[part], key_BHTD[part], value_BHTD[part], is_causal=True, **options
-                )
-            )
+            rows.append(_causal(query_BHTD[part], key_BHTD[part], value_BHTD[part], options))
             whole = 0
         if past:
             one, span = slice(row, row + 1), slice(first, past)
             pieces.append(
-                scaled_dot_product_attention(
+                _causal(
                     query_BHTD[one, :, span],
                     key_BHTD[one, :, span],
                     value_BHTD[one, :, span],
-                    is_causal=True,
-                    **options,
+                    options,
                 )
             )
             if past == width:

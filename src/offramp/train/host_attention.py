@@ -1,0 +1,114 @@
+"""Causal attention for host processors: whole products instead of small tiles.
+
+PyTorch's attention on a CPU works through tiles of 32 by 512 whose products are far below the rate
+of a large one, most of all in the backward pass. Here a block of queries meets all the keys that
+it may see in one batched product. Scores exist for one block at a time, and are computed again in
+the backward pass.
+
+Shapes: B sequences, H heads, K key-value heads (G = H / K queries' heads each), T tokens, D numbers
+a head (values may have another width); N = B K, and R = G x the block's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 128  # queries whose scores exist at a time
+
+
+def suits(query_BHTD: Tensor, key_BKTD: Tensor, dropout: float) -> bool:
+    """Whether this is the faster way: a host, a short format in products, and enough tokens.
+
+    Measured on two cores with avx512_bf16: twice as fast from 256 tokens to 4,096 in bfloat16, no
+    faster in float32, slower below one block.
+    """
+    kind, tokens = query_BHTD.device.type, query_BHTD.shape[2]
+    if kind != "cpu" or dropout or tokens < BLOCK or key_BKTD.shape[2] != tokens:
+        return False
+    return _product_format(query_BHTD) == torch.bfloat16
+
+
+def _product_format(of: Tensor) -> torch.dtype:
+    kind = of.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else of.dtype
+
+
+def causal_attention(
+    query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, scale: float | None = None
+) -> Tensor:
+    """softmax(scale query key^T) value with every token seeing those up to itself, (B, H, T, D).
+
+    Scores are rounded to the format of the inputs; softmax and sums over tokens are in float32.
+    """
+    scale = query_BHTD.shape[-1] ** -0.5 if scale is None else scale
+    format = _product_format(query_BHTD)
+    inputs = (x.to(format) for x in (query_BHTD, key_BKTD, value_BKTD))
+    with torch.autocast(query_BHTD.device.type, enabled=False):
+        out: Tensor = _CausalAttention.apply(*inputs, scale)
+    return out
+
+
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        ctx.save_for_backward(query, key, value)
+        batch, heads, tokens, _ = query.shape
+        key_NTD, value_NTD = key.flatten(0, 1), value.flatten(0, 1)
+        groups = heads // key.shape[1]
+        out_NGTD = query.new_empty(len(key_NTD), groups, tokens, value.shape[-1])
+        for first, past in _blocks(tokens):
+            query_NRD = _rows(query, key, first, past) * scale
+            share_NRT = _shares(query_NRD, key_NTD, first, past)
+            out_NRD = torch.bmm(share_NRT, value_NTD[:, :past])
+            out_NGTD[:, :, first:past] = out_NRD.unflatten(1, (-1, past - first))
+        return out_NGTD.view(batch, heads, tokens, -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value = ctx.saved_tensors
+        _, heads, tokens, width = query.shape
+        key_NTD, value_NTD = key.flatten(0, 1), value.flatten(0, 1)
+        query_grad = query.new_empty(len(key_NTD), heads // key.shape[1], tokens, width)
+        key_grad = torch.zeros_like(key_NTD, dtype=torch.float32)
+        value_grad = torch.zeros_like(value_NTD, dtype=torch.float32)
+        for first, past in _blocks(tokens):
+            query_NRD = _rows(query, key, first, past) * ctx.scale
+            share_NRT = _shares(query_NRD, key_NTD, first, past)
+            grad_NRD = _rows(grad, key, first, past)
+            value_grad[:, :past] += torch.bmm(share_NRT.mT, grad_NRD)
+            share_grad = torch.bmm(grad_NRD, value_NTD[:, :past].mT)
+            score_grad = torch._softmax_backward_data(share_grad, share_NRT, -1, share_NRT.dtype)
+            rows_grad = torch.bmm(score_grad, key_NTD[:, :past]).mul_(ctx.scale)
+            query_grad[:, :, first:past] = rows_grad.unflatten(1, (-1, past - first))
+            key_grad[:, :past] += torch.bmm(score_grad.mT, query_NRD)
+        return (
+            query_grad.view_as(query),
+            key_grad.to(key.dtype).view_as(key),
+            value_grad.to(value.dtype).view_as(value),
+            None,
+        )
+
+
+def _blocks(tokens: int) -> Iterator[tuple[int, int]]:
+    return ((first, min(first + BLOCK, tokens)) for first in range(0, tokens, BLOCK))
+
+
+def _rows(of_BHTD: Tensor, key_BKTD: Tensor, first: int, past: int) -> Tensor:
+    """A block's tokens, those of the heads that share a key-value head one after another."""
+    grouped = of_BHTD[:, :, first:past].unflatten(1, (key_BKTD.shape[1], -1))
+    rows_NRD: Tensor = grouped.reshape(-1, grouped.shape[2] * (past - first), of_BHTD.shape[-1])
+    return rows_NRD
+
+
+def _shares(query_NRD: Tensor, key_NTD: Tensor, first: int, past: int) -> Tensor:
+    """How much each query of a block takes of each token up to the block's last, (N, R, past)."""
+    score_NRT = torch.bmm(query_NRD, key_NTD[:, :past].mT)
+    side = past - first
+    later = score_NRT.new_full((side, side), -torch.inf).triu_(1)
+    score_NRT.unflatten(1, (-1, side))[..., first:] += later
+    return score_NRT.softmax(-1)
