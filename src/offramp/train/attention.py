@@ -105,9 +105,8 @@ def attend(
         if window:
             assert sliding_window is not None
             mask_BTT = mask_BTT & _near(mask_BTT, packing.distance_TT, sliding_window)
-        out_BHTD = scaled_dot_product_attention(
-            query_BHTD, key_BHTD, value_BHTD, attn_mask=mask_BTT, **options
-        )
+        own = attention_mask is None and packing.context is None  # then it is causal
+        out_BHTD = _masked(query_BHTD, key_BHTD, value_BHTD, mask_BTT, options, causal=own)
     elif packing.spans is None:
         out_BHTD = _causal(query_BHTD, key_BHTD, value_BHTD, options)
     else:
@@ -121,6 +120,24 @@ def _causal(
     if host_attention.suits(query_BHTD, key_BHTD, options["dropout_p"]):
         return host_attention.causal_attention(query_BHTD, key_BHTD, value_BHTD, options["scale"])
     return scaled_dot_product_attention(query_BHTD, key_BHTD, value_BHTD, is_causal=True, **options)
+
+
+def _masked(
+    query_BHTD: Tensor,
+    key_BHTD: Tensor,
+    value_BHTD: Tensor,
+    mask_BTT: Tensor,
+    options: dict[str, Any],
+    *,
+    causal: bool,
+) -> Tensor:
+    if causal and host_attention.suits(query_BHTD, key_BHTD, options["dropout_p"]):
+        return host_attention.causal_attention(
+            query_BHTD, key_BHTD, value_BHTD, options["scale"], mask_BTT
+        )
+    return scaled_dot_product_attention(
+        query_BHTD, key_BHTD, value_BHTD, attn_mask=mask_BTT, **options
+    )
 
 
 def _by_document(

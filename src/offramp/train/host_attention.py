@@ -38,39 +38,46 @@ def _product_format(of: Tensor) -> torch.dtype:
 
 
 def causal_attention(
-    query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor, scale: float | None = None
+    query_BHTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    scale: float | None = None,
+    mask_B1TT: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale query key^T) value with every token seeing those up to itself, (B, H, T, D).
 
+    mask_B1TT   True where a token may be seen: itself, and any of those before it
     Scores are rounded to the format of the inputs; softmax and sums over tokens are in float32.
     """
     scale = query_BHTD.shape[-1] ** -0.5 if scale is None else scale
     format = _product_format(query_BHTD)
     inputs = (x.to(format) for x in (query_BHTD, key_BKTD, value_BKTD))
     with torch.autocast(query_BHTD.device.type, enabled=False):
-        out: Tensor = _CausalAttention.apply(*inputs, scale)
+        out: Tensor = _CausalAttention.apply(*inputs, mask_B1TT, scale)
     return out
 
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
         ctx.scale = scale
-        ctx.save_for_backward(query, key, value)
+        ctx.save_for_backward(query, key, value, mask)
         batch, heads, tokens, _ = query.shape
         key_NTD, value_NTD = key.flatten(0, 1), value.flatten(0, 1)
         groups = heads // key.shape[1]
         out_NGTD = query.new_empty(len(key_NTD), groups, tokens, value.shape[-1])
         for first, past in _blocks(tokens):
             query_NRD = _rows(query, key, first, past) * scale
-            share_NRT = _shares(query_NRD, key_NTD, first, past)
+            share_NRT = _shares(query_NRD, key_NTD, mask, first, past)
             out_NRD = torch.bmm(share_NRT, value_NTD[:, :past])
             out_NGTD[:, :, first:past] = out_NRD.unflatten(1, (-1, past - first))
         return out_NGTD.view(batch, heads, tokens, -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
+        query, key, value, mask = ctx.saved_tensors
         _, heads, tokens, width = query.shape
         key_NTD, value_NTD = key.flatten(0, 1), value.flatten(0, 1)
         query_grad = query.new_empty(len(key_NTD), heads // key.shape[1], tokens, width)
@@ -78,7 +85,7 @@ class _CausalAttention(torch.autograd.Function):
         value_grad = torch.zeros_like(value_NTD, dtype=torch.float32)
         for first, past in _blocks(tokens):
             query_NRD = _rows(query, key, first, past) * ctx.scale
-            share_NRT = _shares(query_NRD, key_NTD, first, past)
+            share_NRT = _shares(query_NRD, key_NTD, mask, first, past)
             grad_NRD = _rows(grad, key, first, past)
             value_grad[:, :past] += torch.bmm(share_NRT.mT, grad_NRD)
             share_grad = torch.bmm(grad_NRD, value_NTD[:, :past].mT)
@@ -90,6 +97,7 @@ class _CausalAttention(torch.autograd.Function):
             query_grad.view_as(query),
             key_grad.to(key.dtype).view_as(key),
             value_grad.to(value.dtype).view_as(value),
+            None,
             None,
         )
 
@@ -105,10 +113,17 @@ def _rows(of_BHTD: Tensor, key_BKTD: Tensor, first: int, past: int) -> Tensor:
     return rows_NRD
 
 
-def _shares(query_NRD: Tensor, key_NTD: Tensor, first: int, past: int) -> Tensor:
+def _shares(
+    query_NRD: Tensor, key_NTD: Tensor, mask_B1TT: Tensor | None, first: int, past: int
+) -> Tensor:
     """How much each query of a block takes of each token up to the block's last, (N, R, past)."""
     score_NRT = torch.bmm(query_NRD, key_NTD[:, :past].mT)
     side = past - first
-    later = score_NRT.new_full((side, side), -torch.inf).triu_(1)
-    score_NRT.unflatten(1, (-1, side))[..., first:] += later
+    if mask_B1TT is None:
+        later = score_NRT.new_full((side, side), -torch.inf).triu_(1)
+        score_NRT.unflatten(1, (-1, side))[..., first:] += later
+    else:
+        hidden = ~mask_B1TT[:, :, first:past, :past]
+        by_row = score_NRT.view(len(mask_B1TT), -1, side, past)
+        by_row.masked_fill_(hidden, -torch.inf)
     return score_NRT.softmax(-1)

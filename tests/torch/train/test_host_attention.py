@@ -50,6 +50,23 @@ def test_output_and_gradients_are_the_definition_s(
         torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-5)
 
 
+def test_a_mask_keeps_documents_apart() -> None:
+    """Each of three documents as if it were alone; the masks of compiled layers."""
+    q, k, v, grad = inputs(300, torch.float32)
+    numbers_BT = torch.zeros(2, 300, dtype=torch.int64)
+    numbers_BT[0, 70:] = 1
+    numbers_BT[0, 220:] = 2
+    mask_B1TT = attention.causal_mask(numbers_BT)
+    own = with_gradients(
+        lambda q, k, v: host_attention.causal_attention(q, k, v, None, mask_B1TT), q, k, v, grad
+    )
+    for row, first, past in attention.find_spans(numbers_BT) or ():
+        part = [t.double()[row : row + 1, :, first:past] for t in (q, k, v, grad)]
+        for mine, right in zip(own, with_gradients(definition, *part), strict=True):
+            alone = mine[row : row + 1, :, first:past].double()
+            torch.testing.assert_close(alone, right, rtol=1e-4, atol=1e-5)
+
+
 def test_bfloat16_is_as_exact_as_pytorch_s_own() -> None:
     given = inputs(300, torch.bfloat16)
     exact = with_gradients(definition, *(t.double() for t in given))
