@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from offramp.errors import UsageError
-from offramp.train import attention, ground
+from offramp.train import attention, fp8, ground
 from offramp.train.checkpoint import CheckpointError, Checkpoints
 from offramp.train.data.batches import Batches
 from offramp.train.data.corpus import Corpora, data_cache, open_corpora
@@ -122,8 +122,11 @@ def set_up(job: Job, folder: RunFolder, world: World, tell: Tell) -> Run:
     shape = build.describe(config, causal)
     if job.lora.rank:
         causal = lora.adapt(causal, job.lora)
+    model = LanguageModel(causal, loss_chunk=job.train.loss_chunk)
+    if job.train.fp8:
+        _use_fp8(job, model)
     parallel = parallelize(
-        LanguageModel(causal, loss_chunk=job.train.loss_chunk),
+        model,
         job.layout,
         world,
         _numbers(job, here),
@@ -154,6 +157,20 @@ def set_up(job: Job, folder: RunFolder, world: World, tell: Tell) -> Run:
     )
     _resume(run)
     return run
+
+
+def _use_fp8(job: Job, model: LanguageModel) -> None:
+    layout = job.layout
+    if layout.tp > 1 or job.train.precision != "bf16":
+        raise UsageError(
+            f"train.fp8 goes with precision 'bf16' and layout.tp 1; got precision "
+            f"{job.train.precision!r} and tp {layout.tp}"
+        )
+    tokens = layout.micro_batch * job.data.sequence // layout.cp
+    if not sum(fp8.convert(layer, tokens) for layer in model.layers):
+        raise UsageError(
+            f"train.fp8: no linear layer of this model has widths of a multiple of {fp8.MULTIPLE}"
+        )
 
 
 def _balance(job: Job, config: Any, parallel: Parallel) -> tuple[str, float]:
