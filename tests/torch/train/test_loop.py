@@ -239,3 +239,38 @@ def test_another_job_does_not_go_on_in_a_folder(tmp_path: Path, texts: Path) -> 
     opened(tmp_path / "run", reading.change(job, {"train.steps": 70, "layout.micro_batch": 2}))
     with pytest.raises(Exception, match=r"another job: optimizer\.lr was 0\.001, is 0\.1"):
         opened(tmp_path / "run", reading.change(job, {"optimizer.lr": 0.1}))
+
+
+def test_fine_tuning_starts_from_the_weights_of_a_folder(tmp_path: Path, texts: Path) -> None:
+    """The exported folder of one run is the beginning of another: whole, or with adapters."""
+    from transformers import AutoModelForCausalLM
+
+    config = SMALL["qwen3-nano"]
+    first = small_job(texts, **{"model.config": config, "train.steps": 10})
+    assert run.train(*opened(tmp_path / "first", first), lambda e: None) == 0
+    base = tmp_path / "first" / "model"
+    trained = AutoModelForCausalLM.from_pretrained(base)
+    changes = {"model.folder": str(base), "train.steps": 6, "checkpoint.every": 3}
+    whole = set_up_in(tmp_path / "whole", small_job(texts, **changes))
+    assert by_hand(whole, 1)[0] == pytest.approx(loop.take_step(whole, 6)["loss"], rel=1e-6)
+    whole.feed.close()
+    whole.checkpoints.close()
+    assert whole.tokenizer.vocabulary == trained.config.vocab_size
+
+    job = small_job(texts, **changes, **{"lora.rank": 2, "optimizer.lr": 0.05})
+    assert run.train(*opened(tmp_path / "adapted", job), lambda e: None) == 0
+    names = {path.name for path in (tmp_path / "adapted" / "model").iterdir()}
+    assert "adapter_model.safetensors" in names
+    broken = set_up_in(tmp_path / "broken", job)
+    for _ in range(3):
+        loop.take_step(broken, 6)
+        broken.progress.step += 1
+    loop.save(broken, last=True)
+    broken.feed.close()
+    broken.checkpoints.close()
+    assert run.train(*opened(tmp_path / "broken", job), lambda e: None) == 0
+    one, other = (
+        (tmp_path / name / "model" / "adapter_model.safetensors").read_bytes()
+        for name in ("adapted", "broken")
+    )
+    assert one == other
