@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
-# They need a program of the user's, a real machine's answer, or minutes; submit.md has its own test.
+# They need a program of the user's, a real machine's answer, minutes, or a job (test_submit.py).
 LEFT_OUT = re.compile(r"offramp run .*(written_for|examples/)|offramp doctor|ex1\.toml|--submit")
 pytestmark = pytest.mark.programs
 
