@@ -74,12 +74,16 @@ class Checkpoints:
         """
         assert self._pending is None, "the last checkpoint has not been waited for"
         partial = self.folder / f"step-{step:08d}{PARTIAL}"
-        try:
-            if self._world.is_main:
+        problem = ""
+        if self._world.is_main:
+            try:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
-            if self._group is not None:
-                dist.barrier(group=self._group)
+            except OSError as error:
+                problem = _cannot_write(partial, error)
+        if problem := self._gather({"problem": problem})[0]["problem"]:
+            raise CheckpointError(problem)
+        try:
             writing = async_save(
                 dict(tensors),
                 storage_writer=FileSystemWriter(partial),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ import torch
 from offramp import chips
 from offramp.chips.detect import identify
 from offramp.errors import UsageError
+from offramp.launch.autoload import CHIP_VARIABLE
+from offramp.launch.choice import choose
 from offramp.train.job import Job
 from offramp.train.world import HOST
 
@@ -74,10 +77,12 @@ class Ground:
 
 
 def find(job: Job, device: torch.device) -> Ground:
-    """The chip behind `device`."""
+    """The chip behind `device`: the one that this process was started with, if any."""
     name = job.chip.name
     if name == HOST or device.type == HOST:
         return Ground(chips.load(HOST), device, virtual=False)
+    if started_with := os.environ.get(CHIP_VARIABLE):
+        return Ground(choose(started_with, None).chip, device, virtual=True)
     if name != HERE:
         return Ground(chips.load(name), device, virtual=True)
     module = torch.get_device_module(device)

@@ -94,8 +94,8 @@ def train(run: Run, metrics: Metrics | None, signals: StopSignals) -> Outcome:
         stall.beat()
     outcome.train_s = time.monotonic() - began_s
     progress.total = settled
-    save(run, last=True)
     stall.close()
+    save(run, last=True)
     return outcome
 
 
@@ -112,12 +112,10 @@ def take_step(run: Run, total: int | None) -> dict[str, float]:
     loss = float(parallel.total(loss_sum)) / max(1, trained)
     norm = float(parallel.gradient_norm()) / scale
     finite = math.isfinite(loss) and math.isfinite(norm)
+    # An overflow that a smaller scale will avoid is how fp16 finds its scale, and no news.
+    searching = progress.scale.active and not finite and scale > 1
     progress.scale.update(finite)
-    said = (
-        run.progress.watch.see(progress.step + 1, loss, norm)
-        if not (progress.scale.active and not finite and scale > 1)
-        else None
-    )
+    said = None if searching else progress.watch.see(progress.step + 1, loss, norm)
     if finite:
         clip = min(1.0, job.train.clip / (norm + 1e-6)) if job.train.clip else 1.0
         if clip / scale != 1.0:
@@ -182,11 +180,16 @@ def save(run: Run, *, last: bool = False) -> None:
     A checkpoint that cannot be written is told and tried again at its next time; the last one must
     succeed. Raises CheckpointError.
     """
+    # Every process begins the next one, whatever became of the last: they must meet in it.
     try:
         _tell_saved(run, run.checkpoints.wait())
-        found = run.folder.checkpoints / f"step-{run.progress.step:08d}"
-        if not (last and found.exists()):
-            run.checkpoints.save(run.progress.step, run.tensors(), run.progress.state())
+    except CheckpointError as error:
+        run.tell(Warned(f"{error}; it is tried again"))
+    found = run.folder.checkpoints / f"step-{run.progress.step:08d}"
+    if last and found.exists():
+        return
+    try:
+        run.checkpoints.save(run.progress.step, run.tensors(), run.progress.state())
         if last or not run.job.checkpoint.asynchronous:
             _tell_saved(run, run.checkpoints.wait())
     except CheckpointError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import statistics
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from offramp.errors import OfframpError
 from offramp.launch.record import write_json
 from offramp.train import export, loop
 from offramp.train.events import Began, Ended, Event, Tell
@@ -26,6 +28,7 @@ from offramp.train.world import join
 
 STOPPED = 75  # the exit status of a run that a signal ended: start it again to go on
 FINE = 0
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 def train(job: Job, folder: RunFolder, tell: Tell) -> int:
@@ -61,6 +64,13 @@ def train(job: Job, folder: RunFolder, tell: Tell) -> int:
             run.feed.close()
             run.checkpoints.close()
         return STOPPED if stopped else FINE
+    except OSError as error:
+        if error.errno not in STORAGE:
+            raise
+        raise OfframpError(
+            f"{error.filename or folder.path}: {error.strerror}; what is saved is in "
+            f"{folder.checkpoints}; go on with: offramp train --resume {folder.path}"
+        ) from error
     except RuntimeError as error:
         if world.size > 1 and _is_lost_contact(error):
             raise LostContactError(
