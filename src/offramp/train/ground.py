@@ -77,14 +77,20 @@ class Ground:
 
 
 def find(job: Job, device: torch.device) -> Ground:
-    """The chip behind `device`: the one that this process was started with, if any."""
+    """The chip behind `device`: the virtual one that this process has, or a real one.
+
+    Raises UsageError where the job names another chip than the one that is there.
+    """
     name = job.chip.name
     if name == HOST or device.type == HOST:
         return Ground(chips.load(HOST), device, virtual=False)
     if started_with := os.environ.get(CHIP_VARIABLE):
         return Ground(choose(started_with, None).chip, device, virtual=True)
-    if name != HERE:
-        return Ground(chips.load(name), device, virtual=True)
-    module = torch.get_device_module(device)
-    found = identify(module.get_device_name(device)).chip
-    return Ground(chips.load(found) if found else None, device, virtual=False)
+    found = identify(torch.get_device_module(device).get_device_name(device)).chip
+    if name == HERE:
+        return Ground(chips.load(found) if found else None, device, virtual=False)
+    if found not in (None, name):
+        raise UsageError(
+            f"chip.name is {name!r}, and the device here is {found!r}; expected that, or 'here'"
+        )
+    return Ground(chips.load(name), device, virtual=False)
