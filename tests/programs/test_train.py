@@ -124,6 +124,22 @@ def test_a_run_goes_on_over_other_chips_and_layouts(tmp_path: Path, on_the_cpu: 
     assert [r["loss"] for r in last] == pytest.approx(losses(tmp_path / "exact")[-2:], rel=2e-5)
 
 
+@pytest.mark.parametrize("spread", ["dp_shard=2", "tp=2", "pp=2"])
+def test_several_processes_go_on_to_the_same_weights(tmp_path: Path, spread: str) -> None:
+    """Four steps without a break, and two and two, over one layout: equal to the bit."""
+    (tmp_path / "job.toml").write_text('[schedule]\nname = "constant"\n')
+    common = (*SMALL, "job.toml", *layout(spread, 2))
+    for out, ends in (("straight", (4,)), ("broken", (2, 4))):
+        for steps in ends:
+            done = train(*common, "--steps", str(steps), "--out", out, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+    one, other = (
+        (tmp_path / out / "model" / "model.safetensors").read_bytes()
+        for out in ("straight", "broken")
+    )
+    assert one == other
+
+
 def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-m", "offramp", "train", *arguments],

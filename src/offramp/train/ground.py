@@ -18,6 +18,7 @@ from offramp.train.world import HOST
 # Quirks of chip files that training takes account of, by the names they have there.
 SUM_ONLY = "reduce-average"
 BLOCKING_COPIES = "non-blocking-device-to-host"
+WEAK_COMPILER = "inductor-weak"
 FORMATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 FP8 = "float8_e4m3fn"
 HERE = "here"
@@ -39,6 +40,16 @@ class Ground:
             return f"{name} ({torch.get_num_threads()} threads)"
         kind = "virtual" if self.virtual else "real"
         return f"{name}, {kind}, as {self.device.type}"
+
+    def cautions(self, job: Job) -> list[str]:
+        """What the chip's file says against what the job asks for, and training cannot mend."""
+        if not job.train.compile or self.chip is None:
+            return []
+        return [
+            f"train.compile on {self.chip.title}: {quirk.what}; {quirk.effect} ({quirk.tier})"
+            for quirk in self.chip.quirks
+            if quirk.name == WEAK_COMPILER
+        ]
 
     def has_quirk(self, name: str) -> bool:
         """Whether the chip's file lists a quirk."""

@@ -110,6 +110,8 @@ def set_up(job: Job, folder: RunFolder, world: World, tell: Tell) -> Run:
     """
     here = ground.find(job, world.device)
     here.check(job)
+    for caution in here.cautions(job):
+        tell(Warned(caution))
     attention.register()
     tokenizer, corpora = _in_turn(world, lambda: _open_data(job, tell))
     vocabulary = None if job.model.folder and not job.model.fresh else tokenizer.vocabulary

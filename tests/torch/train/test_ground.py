@@ -39,6 +39,14 @@ def test_quirks_come_from_the_file() -> None:
     assert {ground.SUM_ONLY, ground.BLOCKING_COPIES} <= known
 
 
+def test_a_weak_compiler_is_told() -> None:
+    job = reading.change(Job(), {"train.compile": True})
+    (said,) = on("kunlun-p800").cautions(job)
+    assert "torch.compile may run eagerly or fail" in said
+    assert not on("kunlun-p800").cautions(Job())
+    assert not on("nvidia-h100").cautions(job)
+
+
 def test_formats_that_a_chip_lacks_are_refused() -> None:
     job = reading.change(Job(), {"train.fp8": True})
     on("nvidia-h100").check(job)
