@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -134,7 +135,18 @@ class Optimizers:
 
 
 def _has_fused(parameters: Iterable[Tensor]) -> bool:
+    """Whether PyTorch's fused AdamW runs where the parameters are; makers' devices are asked."""
     supported = _get_fused_kernels_supported_devices()
     kinds = {p.device.type for p in parameters}
-    own = torch._C._get_privateuse1_backend_name()
-    return all(kind in supported and kind != own for kind in kinds)
+    return all(kind in supported and _steps_fused(kind) for kind in kinds)
+
+
+@cache
+def _steps_fused(kind: str) -> bool:
+    probe = nn.Parameter(torch.zeros(1, device=kind))
+    probe.grad = torch.zeros_like(probe)
+    try:
+        torch.optim.AdamW([probe], fused=True).step()
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True

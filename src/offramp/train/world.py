@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from offramp.errors import UsageError
+from offramp.launch.autoload import CHIP_VARIABLE
+from offramp.launch.choice import choose
 from offramp.train.layout import AXES, Layout
 
 HOST = "cpu"
@@ -53,13 +55,15 @@ class World:
             dist.destroy_process_group()
 
 
-def device_type(name: str) -> str:
-    """'cpu' where the job says so, else the type of PyTorch's accelerator.
+def device_type(name: str, env: Mapping[str, str] = os.environ) -> str:
+    """'cpu' where the job says so, else that of this process's virtual chip, or of PyTorch's own.
 
     Raises UsageError where there is none: nothing trains on the processor that was not told to.
     """
     if name == HOST:
         return HOST
+    if started_with := env.get(CHIP_VARIABLE):  # by its own name, which no neutral question tells
+        return choose(started_with, None).chip.presentation.device_type
     if not torch.accelerator.is_available():
         raise UsageError(
             f"chip.name is {name!r}, and PyTorch finds no accelerator in this process; "
@@ -78,7 +82,7 @@ def join(layout: Layout, chip: str, env: Mapping[str, str] = os.environ) -> Worl
     size, rank = int(env.get("WORLD_SIZE", 1)), int(env.get("RANK", 0))
     local_rank = int(env.get("LOCAL_RANK", rank))
     layout.check_world(size)
-    kind = device_type(chip)
+    kind = device_type(chip, env)
     device = torch.device(kind)
     if kind != HOST:
         count = torch.accelerator.device_count()
