@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -60,6 +61,9 @@ def main(program: str, folder: Path, backend: str, kind: str, rank: int) -> None
     results = getattr(importlib.import_module(module), name)(place)
     torch.save(to_plain(results), folder / f"{rank}.pt")
     dist.destroy_process_group()
+    # What a cycle keeps of a group keeps its threads, and one that drops a tensor while Python ends
+    # aborts the process (PyTorch's own race, seen with asynchronous checkpoints).
+    gc.collect()
 
 
 if __name__ == "__main__":
