@@ -28,6 +28,8 @@ def sparkline(values: Sequence[float], width: int) -> str:
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""
+    largest = max(abs(value) for value in finite) or 1.0
+    finite = [value / largest for value in finite]  # so that no sum overflows
     width = min(width, len(finite))
     edges = [round(column * len(finite) / width) for column in range(width + 1)]
     means = [sum(finite[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
