@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from offramp.train.formats import DTYPES
 from offramp.train.models import folder as hf_folder
 from offramp.train.models import lora
 from offramp.train.setup import Run
-
-FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def write(run: Run) -> None:
@@ -29,7 +27,7 @@ def write(run: Run) -> None:
                 run.folder.model,
                 run.config,
                 state,
-                dtype=FORMATS[job.checkpoint.export_format or job.train.precision],
+                dtype=DTYPES[job.checkpoint.export_format or job.train.precision],
                 write_tokenizer=run.tokenizer.save,
             )
     if dist.is_initialized():

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.train.data.batches import Batches, Rows
+from offramp.train.data.batches import IGNORED, Batches, Rows
 from offramp.train.layout import Layout
-from offramp.train.loss import IGNORED
 from offramp.train.parallel import MicroBatch
 from offramp.train.world import World
 
@@ -32,8 +31,7 @@ class Feed:
     def __init__(self, batches: Batches, layout: Layout, world: World, *, batch: int) -> None:
         self._batches, self._micro_batch = batches, layout.micro_batch
         self._count = batch // layout.dp
-        place = world.coordinate("dp_replicate") * layout.dp_shard + world.coordinate("dp_shard")
-        self._first = place * self._count
+        self._first = world.place("dp_replicate", "dp_shard") * self._count
         self._reader = ThreadPoolExecutor(1, "feed")
         self._ahead: tuple[int, Future[StepRows]] | None = None
 

@@ -24,12 +24,9 @@ class Float8Linear(nn.Linear):
     """A linear layer with 8-bit products; its weight is the plain layer's."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """(..., K) to (..., M), in the format of products of the surrounding autocast."""
-        kind = input.device.type
-        short = (
-            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.bfloat16
-        )
-        out: Tensor = _Product.apply(input.to(short).flatten(0, -2), self.weight.to(short))
+        """(..., K) to (..., M) in bfloat16."""
+        short_NK = input.to(torch.bfloat16).flatten(0, -2)
+        out: Tensor = _Product.apply(short_NK, self.weight.to(torch.bfloat16))
         out = out.unflatten(0, input.shape[:-1])
         return out if self.bias is None else out + self.bias.to(out.dtype)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -10,16 +9,15 @@ import torch
 from offramp import chips
 from offramp.chips.detect import identify
 from offramp.errors import UsageError
-from offramp.launch.autoload import CHIP_VARIABLE
-from offramp.launch.choice import choose
+from offramp.train.formats import DTYPES
 from offramp.train.job import Job
-from offramp.train.world import HOST
+from offramp.train.world import HOST, virtual_chip
 
 # Quirks of chip files that training takes account of, by the names they have there.
 SUM_ONLY = "reduce-average"
 BLOCKING_COPIES = "non-blocking-device-to-host"
 WEAK_COMPILER = "inductor-weak"
-FORMATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+FORMATS = {name: str(dtype).removeprefix("torch.") for name, dtype in DTYPES.items()}
 FP8 = "float8_e4m3fn"
 HERE = "here"
 
@@ -43,17 +41,15 @@ class Ground:
 
     def cautions(self, job: Job) -> list[str]:
         """What the chip's file says against what the job asks for, and training cannot mend."""
-        if not job.train.compile or self.chip is None:
+        quirk = self.quirk(WEAK_COMPILER)
+        if self.chip is None or quirk is None or not job.train.compile:
             return []
-        return [
-            f"train.compile on {self.chip.title}: {quirk.what}; {quirk.effect} ({quirk.tier})"
-            for quirk in self.chip.quirks
-            if quirk.name == WEAK_COMPILER
-        ]
+        return [f"train.compile on {self.chip.title}: {quirk.what}; {quirk.effect} ({quirk.tier})"]
 
-    def has_quirk(self, name: str) -> bool:
-        """Whether the chip's file lists a quirk."""
-        return self.chip is not None and any(quirk.name == name for quirk in self.chip.quirks)
+    def quirk(self, name: str) -> chips.Quirk | None:
+        """What the chip's file says under that name, if it says anything."""
+        found = self.chip.quirks if self.chip else ()
+        return next((quirk for quirk in found if quirk.name == name), None)
 
     def peak_flops(self, precision: str) -> tuple[float | None, str]:
         """Dense matrix operations a second of one chip, or None; and why, in either case.
@@ -95,8 +91,8 @@ def find(job: Job, device: torch.device) -> Ground:
     name = job.chip.name
     if name == HOST or device.type == HOST:
         return Ground(chips.load(HOST), device, virtual=False)
-    if started_with := os.environ.get(CHIP_VARIABLE):
-        return Ground(choose(started_with, None).chip, device, virtual=True)
+    if chip := virtual_chip():
+        return Ground(chip, device, virtual=True)
     found = identify(torch.get_device_module(device).get_device_name(device)).chip
     if name == HERE:
         return Ground(chips.load(found) if found else None, device, virtual=False)

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offramp.train.formats import product_dtype
+
 BLOCK = 128  # queries whose scores exist at a time
 
 
@@ -29,12 +31,7 @@ def suits(query_BHTD: Tensor, key_BKTD: Tensor, dropout: float) -> bool:
     kind, tokens = query_BHTD.device.type, query_BHTD.shape[2]
     if kind != "cpu" or dropout or tokens < BLOCK or key_BKTD.shape[2] != tokens:
         return False
-    return _product_format(query_BHTD) == torch.bfloat16
-
-
-def _product_format(of: Tensor) -> torch.dtype:
-    kind = of.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else of.dtype
+    return product_dtype(query_BHTD) == torch.bfloat16
 
 
 def causal_attention(
@@ -50,7 +47,7 @@ def causal_attention(
     Scores are rounded to the format of the inputs; softmax and sums over tokens are in float32.
     """
     scale = query_BHTD.shape[-1] ** -0.5 if scale is None else scale
-    format = _product_format(query_BHTD)
+    format = product_dtype(query_BHTD)
     inputs = (x.to(format) for x in (query_BHTD, key_BKTD, value_BKTD))
     with torch.autocast(query_BHTD.device.type, enabled=False):
         out: Tensor = _CausalAttention.apply(*inputs, mask_B1TT, scale)

@@ -19,9 +19,8 @@ import torch.distributed as dist
 from offramp.launch.record import write_json
 from offramp.train import feed, sample
 from offramp.train.checkpoint import CheckpointError
-from offramp.train.data.batches import Batches
+from offramp.train.data.batches import IGNORED, Batches
 from offramp.train.events import Evaluated, Sampled, Saved, Stepped, Warned
-from offramp.train.loss import IGNORED
 from offramp.train.metrics import Metrics
 from offramp.train.models.build import flops_per_token
 from offramp.train.optimizer import learning_rate
@@ -40,7 +39,6 @@ class Outcome:
     losses: list[float] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
     train_s: float = 0.0
-    tokens: int = 0
 
 
 class StopSignals:
@@ -143,7 +141,7 @@ def evaluate(run: Run, held_out: Batches) -> float:
     job, world, layout = run.job, run.world, run.job.layout
     part = layout.dp * layout.micro_batch
     wanted = min(held_out.sequences, job.evaluate.sequences)
-    place = world.coordinate("dp_replicate") * layout.dp_shard + world.coordinate("dp_shard")
+    place = world.place("dp_replicate", "dp_shard")
     total, count = 0.0, 0
     for step in range(max(1, wanted // part)):
         rows = held_out.rows(step, place * layout.micro_batch, layout.micro_batch)
@@ -238,7 +236,6 @@ def _record(
 ) -> None:
     step = run.progress.step + 1
     outcome.losses.append(values["loss"])
-    outcome.tokens = run.progress.tokens
     noted = step % run.job.metrics.every == 0 or step in (1, total)
     if noted:
         values |= _expert_load(run)
@@ -280,10 +277,7 @@ def _settled(run: Run) -> int | None:
 
 def _step_seed(run: Run) -> int:
     """The seed of a step's random numbers: ranks with other data differ, others agree."""
-    place = run.world.coordinate("dp_replicate") * run.job.layout.dp_shard
-    place = (place + run.world.coordinate("dp_shard")) * run.job.layout.cp + run.world.coordinate(
-        "cp"
-    )
+    place = run.world.place("dp_replicate", "dp_shard", "cp")
     text = f"{run.job.train.seed}/{run.progress.step}/{place}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
 

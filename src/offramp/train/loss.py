@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-IGNORED = -100  # the target of a token that is not trained on
+from offramp.train.data.batches import IGNORED
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from offramp.errors import UsageError
 from offramp.train import attention
+from offramp.train.formats import product_dtype
 from offramp.train.loss import Chunking, linear_cross_entropy
 
 # Hidden states, the head's weight and bias, and targets, as the loss is to see them.
@@ -98,7 +99,7 @@ class LanguageModel(nn.Module):
         hidden_BTD = self.hidden(tokens_BT, positions_BT, packing)
         if not self.has_head:
             return hidden_BTD
-        hidden_BTD = self.product_format(hidden_BTD)
+        hidden_BTD = hidden_BTD.to(product_dtype(hidden_BTD))
         inputs: HeadInputs = hidden_BTD, self.head.weight, self.head.bias, targets_BT
         hidden_BTD, weight_VD, bias_V, targets_BT = self.arrange(inputs) if self.arrange else inputs
         loss = linear_cross_entropy(
@@ -111,10 +112,3 @@ class LanguageModel(nn.Module):
         """The logits of each row's last token, (B, V), in float32."""
         last_BD = self.hidden(tokens_BT, positions_BT)[:, -1]
         return cast(Tensor, self.head(last_BD)).float()
-
-    def product_format(self, hidden: Tensor) -> Tensor:
-        """`hidden` in the format in which autocast would multiply."""
-        kind = hidden.device.type
-        if torch.is_autocast_enabled(kind):
-            return hidden.to(torch.get_autocast_dtype(kind))
-        return hidden

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from offramp.train.model import LanguageModel
 
@@ -24,8 +23,6 @@ def write(
     Every prompt is continued on its own, from the whole text so far; the draws depend on `seed`
     only. All ranks that share the model must call this together.
     """
-    if isinstance(model, FSDPModule):
-        register_fsdp_forward_method(model, "logits")
     config = model.causal.config
     longest = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
     device = next(model.parameters()).device

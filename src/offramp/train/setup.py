@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from offramp.errors import UsageError
 from offramp.train import attention, fp8, ground
@@ -88,13 +88,12 @@ class Run:
         Of an adapted model the adapters only: the rest is in the folder that it came from.
         """
         adapted = bool(self.job.lora.rank)
-        named = self.parallel.parameters()
-        found = {n: p.detach() for n, p in named if lora.is_adapter(n) or not adapted}
-        if adapted:
-            return found
-        for part in self.parallel.parts:
-            found |= _lasting_buffers(part.causal)
-        return found
+        return {
+            name: tensor.detach()
+            for part in self.parallel.parts
+            for name, tensor in initialize.stored_tensors(part.causal).items()
+            if lora.is_adapter(name) or not adapted
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights and the optimizer's state, by name; shared, not copied."""
@@ -122,6 +121,9 @@ def set_up(job: Job, folder: RunFolder, world: World, tell: Tell) -> Run:
     config._attn_implementation = attention.NAME
     causal = build.build(config)
     shape = build.describe(config, causal)
+    job.layout.check_model(
+        layers=shape.layers, heads=shape.heads, kv_heads=shape.kv_heads, experts=shape.experts
+    )
     if job.lora.rank:
         causal = lora.adapt(causal, job.lora)
     model = LanguageModel(causal, loss_chunk=job.train.loss_chunk)
@@ -237,18 +239,14 @@ def _check_model(job: Job, config: Any, tokenizer: Tokenizer) -> None:
             f"the tokenizer has {tokenizer.vocabulary} tokens and the model {config.vocab_size}; "
             "expected the model's own tokenizer: tokenizer.kind = 'folder'"
         )
-    shape = build.describe(config)
-    job.layout.check_model(
-        layers=shape.layers, heads=shape.heads, kv_heads=shape.kv_heads, experts=shape.experts
-    )
 
 
 def _numbers(job: Job, here: Ground) -> Numbers:
     return Numbers(
         precision=job.train.precision,
         compile=job.train.compile,
-        sum_only=here.has_quirk(ground.SUM_ONLY),
-        blocking_copies=here.has_quirk(ground.BLOCKING_COPIES),
+        sum_only=here.quirk(ground.SUM_ONLY) is not None,
+        blocking_copies=here.quirk(ground.BLOCKING_COPIES) is not None,
     )
 
 
@@ -290,16 +288,6 @@ def _end_names(part: LanguageModel) -> set[str]:
         if (weight := getattr(layer, "weight", None)) is not None
     }
     return {name for name, p in part.causal.named_parameters() if id(p) in ends}
-
-
-def _lasting_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Buffers that a checkpoint keeps, by name."""
-    return {
-        f"{prefix}.{name}" if prefix else name: buffer
-        for prefix, inner in module.named_modules()
-        for name, buffer in inner._buffers.items()
-        if buffer is not None and name not in inner._non_persistent_buffers_set
-    }
 
 
 def _resume(run: Run) -> None:

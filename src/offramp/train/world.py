@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from offramp.chips import Chip
 from offramp.errors import UsageError
 from offramp.launch.autoload import CHIP_VARIABLE
 from offramp.launch.choice import choose
@@ -42,6 +43,14 @@ class World:
         """This process's place on an axis."""
         return 0 if self.mesh is None else self.mesh.get_local_rank(axis)
 
+    def place(self, *axes: str) -> int:
+        """This process's number among those that differ from it on those axes only."""
+        number = 0
+        if self.mesh is not None:
+            for axis in axes:
+                number = number * self.mesh[axis].size() + self.mesh.get_local_rank(axis)
+        return number
+
     def group(self, *axes: str) -> dist.ProcessGroup | None:
         """The processes that differ from this one on those axes only; None: only this one."""
         if self.mesh is None or all(self.mesh[axis].size() == 1 for axis in axes):
@@ -61,6 +70,12 @@ class World:
             gc.collect()
 
 
+def virtual_chip(env: Mapping[str, str] = os.environ) -> Chip | None:
+    """The chip that this process was started with, if it is a virtual one."""
+    started_with = env.get(CHIP_VARIABLE)
+    return choose(started_with, None).chip if started_with else None
+
+
 def device_type(name: str, env: Mapping[str, str] = os.environ) -> str:
     """'cpu' where the job says so, else that of this process's virtual chip, or of PyTorch's own.
 
@@ -68,8 +83,8 @@ def device_type(name: str, env: Mapping[str, str] = os.environ) -> str:
     """
     if name == HOST:
         return HOST
-    if started_with := env.get(CHIP_VARIABLE):  # by its own name, which no neutral question tells
-        return choose(started_with, None).chip.presentation.device_type
+    if chip := virtual_chip(env):  # by its own name, which no neutral question tells
+        return chip.presentation.device_type
     if not torch.accelerator.is_available():
         raise UsageError(
             f"chip.name is {name!r}, and PyTorch finds no accelerator in this process; "

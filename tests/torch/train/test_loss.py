@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, linear
 
-from offramp.train.loss import IGNORED, Chunking, linear_cross_entropy
+from offramp.train.data.batches import IGNORED
+from offramp.train.loss import Chunking, linear_cross_entropy
 
 
 def example(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

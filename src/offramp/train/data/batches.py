@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from offramp.errors import UsageError
 from offramp.train.data.corpus import Corpus
 
-IGNORED = -100
+IGNORED = -100  # the target of a token that is not trained on
 _ROUNDS = 6
 _WORD = (1 << 64) - 1
 

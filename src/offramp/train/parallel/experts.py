@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from offramp.errors import UsageError
 from offramp.train.attention import NAME
+from offramp.train.formats import product_dtype
 from offramp.train.model import LanguageModel
 from offramp.train.parallel.collect import waited
 
@@ -76,7 +77,7 @@ def forward(self: Any, hidden_ND: Tensor, choice_NK: Tensor, weight_NK: Tensor) 
     order_S = choice_NK.flatten().argsort(stable=True)
     inverse_S = _inverse(order_S)
     count_E = choice_NK.flatten().bincount(minlength=self.num_experts)
-    sent_SD = _take(_product_format(hidden_ND), order_S, inverse_S, choices)
+    sent_SD = _take(hidden_ND.to(product_dtype(hidden_ND)), order_S, inverse_S, choices)
     if isinstance(self.gate_up_proj, DTensor):
         out_SD = _remote(self, sent_SD, count_E, self.gate_up_proj.device_mesh.get_group())
     else:
@@ -214,10 +215,3 @@ def _inverse(order: Tensor) -> Tensor:
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(len(order), device=order.device)
     return inverse
-
-
-def _product_format(hidden: Tensor) -> Tensor:
-    kind = hidden.device.type
-    if torch.is_autocast_enabled(kind):
-        return hidden.to(torch.get_autocast_dtype(kind))
-    return hidden

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-_FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from offramp.train.formats import DTYPES
 
 
 @dataclass(frozen=True)
@@ -27,4 +27,4 @@ class Numbers:
     @property
     def dtype(self) -> torch.dtype:
         """The format of the products."""
-        return _FORMATS[self.precision]
+        return DTYPES[self.precision]

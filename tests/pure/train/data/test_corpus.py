@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corpora import documents, many, section, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,30 +37,6 @@ class WideTokenizer(ByteTokenizer):
 
     def encode(self, text: str) -> Ids:
         return super().encode(text) + np.int32(69_000 - 256)
-
-
-def write_rows(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
-
-
-def section(path: Path, **keys: Any) -> DataSection:
-    return DataSection(source=(str(path),), **{"sequence": 8, "held_out": 0.3, **keys})
-
-
-def documents(corpus: Corpus | None) -> list[list[int]]:
-    assert corpus is not None
-    starts = [0, *corpus.ends.tolist()]
-    return [corpus.tokens[a:b].tolist() for a, b in zip(starts, corpus.ends.tolist(), strict=False)]
-
-
-def many(count: int) -> list[str]:
-    return [f"document number {number}" for number in range(count)]
-
-
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "rows.jsonl", many(100))
 
 
 def test_every_document_is_in_one_part_and_ends_once(rows: Path, tmp_path: Path) -> None:

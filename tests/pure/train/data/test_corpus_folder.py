@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,39 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from corpora import documents, section
 
 from offramp.errors import UsageError
 from offramp.train.data import build
-from offramp.train.data.corpus import Corpora, Corpus, data_cache, open_corpora
+from offramp.train.data.corpus import Corpora, data_cache, open_corpora
 from offramp.train.data.tokenizer import ByteTokenizer
 from offramp.train.job import DataSection
 
 BYTES = ByteTokenizer()
 END = BYTES.end
-
-
-def write_rows(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
-
-
-def section(path: Path, **keys: Any) -> DataSection:
-    return DataSection(source=(str(path),), **{"sequence": 8, "held_out": 0.3, **keys})
-
-
-def documents(corpus: Corpus | None) -> list[list[int]]:
-    assert corpus is not None
-    starts = [0, *corpus.ends.tolist()]
-    return [corpus.tokens[a:b].tolist() for a, b in zip(starts, corpus.ends.tolist(), strict=False)]
-
-
-def many(count: int) -> list[str]:
-    return [f"document number {number}" for number in range(count)]
-
-
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "rows.jsonl", many(100))
 
 
 @pytest.mark.parametrize("damage", ["cut", "absent", "no json", "file"])
