@@ -1,0 +1,1 @@
+"""Cluster files: how they are read, and the defaults for what they leave out."""
