@@ -28,7 +28,14 @@ from offramp.costs.link_family import DATA, Family, find, rate_range, time_range
 from offramp.errors import OfframpError, UsageError, nearest
 from offramp.units import format_quantity
 
-_FIELDS = ("collective", "bytes", "dtype", "group", "peer", "on_host")
+_FIELDS = {
+    "collective": str,
+    "bytes": int,
+    "dtype": str,
+    "group": int,
+    "peer": int,
+    "on_host": bool,
+}
 _ENDS = (0, 1, 2)  # slow, value, fast: the places of a Range
 _HOST = "gloo"
 
@@ -54,12 +61,18 @@ class Collective:
         """From JSON, `{"collective": "all_gather", "bytes": ...}`. Raises OfframpError."""
         try:
             data = json.loads(text)
-            found = cls(*(data[field] for field in _FIELDS))
-        except (ValueError, KeyError, TypeError) as error:
-            form = ", ".join(_FIELDS)
-            raise OfframpError(
-                f"{text!r} is not a collective; expected JSON with {form}"
-            ) from error
+        except ValueError:
+            data = None
+        if (
+            not isinstance(data, dict)
+            or data.keys() != _FIELDS.keys()
+            or any(type(data[field]) is not kind for field, kind in _FIELDS.items())
+        ):
+            form = ", ".join(f"{field} ({kind.__name__})" for field, kind in _FIELDS.items())
+            raise OfframpError(f"{text!r} is not a collective; expected JSON with {form}")
+        found = cls(*(data[field] for field in _FIELDS))
+        if found.bytes < 0:
+            raise OfframpError(f"{text!r}: {found.bytes} is not a number of bytes")
         if found.name not in NAMES:
             raise OfframpError(f"unknown collective {found.name!r}{nearest(found.name, NAMES)}")
         return found

@@ -69,6 +69,13 @@ def test_links_between_cards_come_in_pairs_and_cards_without_use_the_host() -> N
     assert plain.groups[0].link.bandwidth.value == 32e9, "PCIe 4.0 x16, one direction"
 
 
+def test_a_node_with_fewer_chips_leaves_links_of_a_mesh_unused() -> None:
+    (whole,), (half,) = (Cluster.of("amd-mi300x", 1, count).groups for count in (8, 4))
+    assert whole.link.links == half.link.links == 7
+    assert whole.link.bandwidth == half.link.bandwidth
+    assert (whole.link.reach, half.link.reach) == (8, 4)
+
+
 def test_a_pod_joins_nodes_by_its_own_links() -> None:
     pod = Cluster.of("tpu-v5e", 64)
     spread = pod.spread(range(256))

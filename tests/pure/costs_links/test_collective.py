@@ -284,10 +284,15 @@ def test_json_is_read_strictly() -> None:
     data = {"collective": "all_gather", "bytes": 64, "dtype": "bfloat16", "group": 2, "peer": -1}
     text = json.dumps(data | {"on_host": False})
     assert Collective.parse(text) == Collective("all_gather", 64, "bfloat16", 2, -1, False)
-    with pytest.raises(OfframpError, match="expected JSON with collective, bytes, dtype, group"):
+    with pytest.raises(OfframpError, match=r"expected JSON with collective \(str\), bytes \(int\)"):
         Collective.parse(json.dumps(data))
     with pytest.raises(OfframpError, match="is not a collective"):
         Collective.parse("[]")
+    for wrong in ('{"', text.replace("64", '"64"'), text.replace("{", '{"more": 1, ')):
+        with pytest.raises(OfframpError, match="is not a collective"):
+            Collective.parse(wrong)
+    with pytest.raises(OfframpError, match="-64 is not a number of bytes"):
+        Collective.parse(text.replace("64", "-64"))
     with pytest.raises(OfframpError, match="unknown collective 'allgather'; did you mean 'all_g"):
         Collective.parse(text.replace("all_gather", "allgather"))
 

@@ -154,7 +154,9 @@ def _read_link(table: Table, context: Context, default: Link, size: int) -> Link
         if number is not None and number < 1:
             raise table.fail(key, f"{number} is not a positive number")
     reach = default.reach if reach is None else reach
-    links = _links(str(topology.value), min(reach, size)) if links is None else links
+    if links is None:
+        kept = topology.value == default.topology.value
+        links = default.links if kept else _links(str(topology.value), min(reach, size))
     name: str = table.take("name", str, default.name)
     latency = _optional_fact(table, "latency", "seconds", context)
     table.close(_LINK_KEYS)
@@ -206,18 +208,23 @@ def _default_link(chip: Chip, size: int) -> Link:
         bandwidth = next(row.bandwidth for row in rows.links[::-1] if row.bandwidth is not None)
     if "link" not in chip.facts or bandwidth.interval[1] <= 0:
         return _host(chip, size)
-    topology = _topology(chip, named.topology or form.topology)
-    reach = named.reach or form.reach or size
-    links = named.links or form.links or _links(str(topology.value), min(reach, size))
+    topology = _topology(chip, form.topology, named.topology)
+    reach = named.reach or form.reach
+    # A node with fewer chips than it could have leaves links of a mesh unused.
+    joined = reach or chip.chips_per_node or size
+    links = named.links or form.links or _links(str(topology.value), joined)
+    reach = reach or size
     return Link(_text(chip, "link"), topology, bandwidth, reach, links)
 
 
-def _topology(chip: Chip, found: str | None) -> Fact:
+def _topology(chip: Chip, read: str | None, taken: str | None) -> Fact:
+    """The topology that the chip's file states in words, else one `taken` for it."""
     stated = chip.facts.get("link_topology")
-    if found is None or stated is None:
-        note = "not public; taken as every chip reaching every other at full bandwidth"
-        return Fact(found or "switch", "text", "assumed", "reasoned in the note", note=note)
-    return Fact(found, "text", stated.tier, stated.source, note=str(stated.value))
+    if taken is None and read is not None and stated is not None:
+        return Fact(read, "text", stated.tier, stated.source, note=str(stated.value))
+    found = taken or "switch"
+    note = f"the chip's file does not say it; taken as: {TOPOLOGIES[found]}"
+    return Fact(found, "text", "assumed", "reasoned in the note", note=note)
 
 
 def _links(topology: str, joined: int) -> int:
