@@ -187,7 +187,7 @@ class Links:
             hop = Hop(rate, rate, protocol.step[end], protocol.tree_step[end])
             case = Case(hop, hop, protocol.base[end], peers=family.peers)
             ends.append(seconds("ring", name, size, shape, case))
-        basis = f"{_HOST}, ring over {ranks} ranks; {family.tier}"
+        basis = f"{_HOST}, ring over {ranks} ranks; weakest: {family.tier}"
         return Cost(ends[1], ends[2], ends[0], "collective", basis, 0.0, sent(name, size, ranks))
 
 
@@ -294,4 +294,4 @@ def _basis(wiring: _Wiring, algorithm: str, protocol: str, case: Case) -> str:
         parts.append(f"{wiring.network[0].name} at {ports} a chip")
     where = f"{spread.ranks} ranks on {spread.nodes} {'node' if spread.nodes == 1 else 'nodes'}"
     tier = weakest(wiring.tier, *(f.protocol(protocol).tier for f in wiring.families))
-    return f"{algorithm} ({protocol}) over {where}; {', '.join(parts)}; {tier}"
+    return f"{algorithm} ({protocol}) over {where}; {', '.join(parts)}; weakest: {tier}"
