@@ -274,7 +274,8 @@ def test_a_cost_is_worked_out_once(folder: Path) -> None:
         first.low,
         first.high,
         "collective",
-        "ring (any) over 16 ranks on 2 nodes; ring at 128 GB/s, net at 16 GB/s a chip; weakest: measured",
+        "ring (any) over 16 ranks on 2 nodes; ring at 128 GB/s, net at 16 GB/s a chip;"
+        " weakest: measured",
         0.0,
         2 * 15 / 16 * S,
     )
