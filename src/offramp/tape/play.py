@@ -78,10 +78,10 @@ def play(
 
 
 def _replay(clocks: list[Clock]) -> None:
-    running = list(clocks)
+    running = sorted(clocks, key=lambda clock: clock.rank)  # whatever the order of tapes
     while running:
         able = [clock for clock in running if clock.waits is None or clock.waits.is_done]
-        able = able or [clock for clock in running if clock.can_go_on]
+        able = able or [clock for clock in running if clock.can_go_on][:1]
         if not able:
             raise DeadlockError(_explain(clocks, running))
         for clock in able:

@@ -85,7 +85,10 @@ def step_ends(tape: Tape) -> list[int]:
     named = [i for i, name in enumerate(tape.names) if name == k.OPTIMIZER_MARK]
     marks = (records["kind"] == k.MARK) & np.isin(records["what"], named) & (records["a"] == k.END)
     ends = np.flatnonzero(marks)
-    passes = np.isin(records["phase"], (k.FORWARD, k.BACKWARD)) & (records["kind"] == k.OP)
+    called = records["kind"] == k.OP
+    passes = called & np.isin(records["phase"], (k.FORWARD, k.BACKWARD))
+    if not passes.any():  # phases are not known: whatever is not the optimizer's
+        passes = called & (records["phase"] != k.OPTIMIZER)
     worked = np.concatenate(([0], np.cumsum(passes)))[ends]
     last = np.append(np.diff(worked) > 0, True) if len(ends) else np.empty(0, bool)
     return [int(end) for end in ends[last]]

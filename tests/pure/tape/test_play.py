@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,11 +88,9 @@ def test_1f1b_has_the_bubble_of_its_closed_form(stages: int, batches: int) -> No
 def test_the_bubble_is_named_so() -> None:
     prices = PriceList(FlatPrices())
     played = play(pipeline(4, 8), prices)
-    from numpy import array
-
     step = 11 * 3.0
     for stage, each in enumerate(played):
-        parts = split(each, prices, array([0.0, step]))
+        parts = split(each, prices, np.array([0.0, step]))
         assert parts.compute["matmul"][0] == 24.0
         assert parts.bubble[0] + parts.idle[0] + parts.host[0] == 9.0
         assert parts.idle[0] == stage * BACKWARD_S  # what follows the last backward pass
@@ -218,7 +215,7 @@ def test_ranks_that_wait_for_each_other_are_named_with_their_calls() -> None:
         hand.wait(hand.call("recv", 1.0, peer=1 - rank))
         hand.call("send", 1.0, peer=1 - rank)
         tapes.append(hand.tape())
-    with pytest.raises(DeadlockError, match="rank 0 in recv from rank 1.*rank 1 in recv from rank"):
+    with pytest.raises(DeadlockError, match=r"rank 0 in recv .*; rank 1 in recv"):
         play(tapes, FlatPrices())
 
 
@@ -228,7 +225,7 @@ def test_members_that_call_different_things_are_told() -> None:
         hand = Hand(rank=rank, groups=[Group((0, 1), "dp")])
         hand.call(name, 1.0)
         tapes.append(hand.tape())
-    with pytest.raises(TapeError, match="rank 1 calls all_gather among dp .* rank 0 calls all_red"):
+    with pytest.raises(TapeError, match=r"rank 1 calls all_gather among dp .* 0 calls all_red"):
         play(tapes, FlatPrices())
 
 
@@ -261,4 +258,3 @@ def test_the_order_of_tapes_does_not_matter(
     straight = {each.tape.rank: each.end_s for each in play(tapes, prices)}
     mixed = play([tapes[rank] for rank in order], prices)
     assert {each.tape.rank: each.end_s for each in mixed} == straight
-    assert json.dumps(straight)
