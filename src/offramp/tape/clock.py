@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final, Protocol
 
 import numpy as np
@@ -24,6 +25,8 @@ from offramp.tape.tape import Group, Records, TapeError
 # kernels" is fast, then each waits for an earlier one, and "each stream can launch 1000"
 # (forums.developer.nvidia.com/t/68937); 1024 in Oneflow-Inc/oneflow#890.
 QUEUE_DEPTH: Final = 1024
+# Events, works and marks that a clock keeps at least while a program runs.
+HISTORY: Final = 1 << 18
 
 _GO, _AGAIN, _PAUSE = range(3)  # after a record: the next one; this one later; the next one later
 
@@ -57,7 +60,7 @@ class Clock:
     """Replays records as they come. All times are seconds since the tape's begin.
 
     `pick` chooses which of a price's three figures counts; with `keep` every span stays in
-    `ops`, `units` and `hosts`. Ranks that are played together share a `meeting`.
+    `spans`, `units` and `hosts`. Ranks that are played together share a `meeting`.
     """
 
     def __init__(
@@ -91,6 +94,9 @@ class Clock:
         self._events: dict[int, float] = {}
         self._works: dict[int, Unit] = {}
         self._marks: list[tuple[int, int, int, float, float, int]] = []
+        self._settled: list[Mark] = []
+        self._latest = 0.0  # the end of the units that are forgotten
+        self._has_forgotten = False
         self._durations: list[float] = []
         self._calls: dict[int, tuple[Call, float]] = {}
         self._group_keys: list[GroupKey] = []
@@ -121,6 +127,8 @@ class Clock:
         self.load(records)
         if not self.run():
             raise TapeError(f"rank {self.rank} waits for its peers in {self.waits}")
+        if not self.keep:
+            self._forget()
 
     def load(self, records: Records | bytes) -> None:
         """Take the next records; `run` replays them."""
@@ -218,13 +226,24 @@ class Clock:
 
     def marks(self) -> list[Mark]:
         """Every MARK so far, in order."""
-        latest = [0.0]
-        for unit in self.units:
-            latest.append(max(latest[-1], unit.end))
-        return [
+        latest = list(accumulate((unit.end for unit in self.units), max, initial=self._latest))
+        return self._settled + [
             Mark(record, what, place, host, max(device, latest[units]))
             for record, what, place, host, device, units in self._marks
         ]
+
+    def _forget(self) -> None:
+        """Keep a program that runs for days small: what is long past delays nothing."""
+        if self._batch is None:
+            self._settled = self.marks()[-HISTORY:]
+            self._latest = max((unit.end for unit in self.units), default=self._latest)
+            self._marks.clear()
+            self.units.clear()
+        for past in (self._events, self._works):
+            if len(past) > 2 * HISTORY:
+                for key in list(past)[:-HISTORY]:
+                    del past[key]
+                self._has_forgotten = True
 
     def _lane(self, key: int) -> int:
         lane = self._lane_of.get(key)
@@ -319,6 +338,8 @@ class Clock:
     def _work_wait(self, index: int, lane: int) -> int:
         work, with_host = (int(column[index]) for column in self._arguments)
         unit = self._works.get(work)
+        if unit is None and self._has_forgotten:
+            return _GO
         if unit is None:
             raise TapeError(f"record {self._numbers[index]} waits for work {work}; no call has it")
         if not unit.is_done:

@@ -90,9 +90,14 @@ class TapeWriter:
         path = Path(path)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         self._file = draft.open("wb", buffering=0)
-        self._file.write(MAGIC)
-        self._append(_HEADER, _to_json(dict(header)))
-        draft.replace(path)
+        try:
+            self._file.write(MAGIC)
+            self._append(_HEADER, _to_json(dict(header)))
+            draft.replace(path)
+        except BaseException:
+            self._file.close()
+            draft.unlink()
+            raise
 
     def add_signatures(self, texts: Sequence[str]) -> None:
         """Append to the table of signatures; ids count from 0."""

@@ -266,6 +266,37 @@ def test_feeding_in_pieces_is_feeding_at_once(steps: list[tuple[str, int]], piec
     assert parts.hosts == whole.hosts
 
 
+@given(STEPS, st.integers(1, 7))
+def test_a_clock_that_keeps_nothing_tells_the_same(
+    steps: list[tuple[str, int]], piece: int
+) -> None:
+    hand = random_tape(steps).mark("m", kinds.INSTANT).op(1.0).mark("m", kinds.INSTANT)
+    records = hand.tape().records
+    prices = PriceList(FlatPrices(launch_s=0.25, overlap_slowdown=1.5))
+    kept, lean = Clock(hand.tape(), prices, keep=True), Clock(hand.tape(), prices)
+    kept.feed(records)
+    for at in range(0, len(records), piece):
+        lean.feed(records[at : at + piece])
+    assert lean.marks() == kept.marks()
+    assert lean.host_s == kept.host_s
+    assert not lean.units
+    assert not lean.spans[0]
+
+
+def test_a_long_run_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offramp.tape.clock.HISTORY", 4)
+    hand = Hand(groups=PAIR)
+    for event in range(1, 30):
+        hand.op(1.0).record(event).wait(hand.call("all_reduce", 1.0), host=True)
+    clock = Clock(hand.tape(), PriceList(FlatPrices()))
+    clock.feed(hand.tape().records)
+    assert clock.event_s(29) == 28 * 2.0 + 1.0
+    with pytest.raises(TapeError, match="event 1 "):
+        clock.event_s(1)
+    clock.feed(Hand().wait(1).tape().records)
+    assert clock.host_s == 29 * 2.0
+
+
 @given(STEPS)
 def test_time_goes_forward_and_a_stream_does_one_thing_at_a_time(
     steps: list[tuple[str, int]],

@@ -93,6 +93,13 @@ def test_the_file_appears_with_its_header(tmp_path: Path) -> None:
     writer.close()
 
 
+def test_a_name_that_is_taken_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    with pytest.raises(OSError, match="t"):
+        TapeWriter(tmp_path / "t", HEADER)
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
 def test_a_whole_tape_is_written_at_once(tmp_path: Path) -> None:
     tape = Tape(HEADER, ["s"], ["", "m"], [Group((0, 3))], pack([(0, 1, 0, 0, 0, 1, 0, 0)]))
     write(tmp_path / "t", tape)
