@@ -1,0 +1,183 @@
+"""Where ranks meet: calls of one collective, or of a send and its receive, wait for each other."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from offramp.tape.prices import Call
+from offramp.tape.tape import Group, TapeError
+
+GroupKey = tuple[tuple[int, ...], int]  # the ranks, and which of the groups that have these ranks
+
+
+@dataclass(slots=True)
+class Part:
+    """One call: which record it is, what it is and what it takes (seconds)."""
+
+    record: int
+    call: Call
+    group: Group
+    key: GroupKey
+    seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class Unit:
+    """What runs as one on a communication lane: a call, or the calls of one batch.
+
+    `ready` is when this rank could begin, `start` when the last peer was there too, `end` when
+    all of it has ended; seconds, unknown until `is_done`.
+    """
+
+    rank: int
+    device: int
+    lane: str
+    parts: list[Part]
+    base: float  # ready, as far as host and calling stream tell
+    is_batch: bool = False
+    ready: float = 0.0
+    start: float = 0.0
+    end: float = 0.0
+    missing: int = 0  # parts that have not met
+    published: bool = False
+    is_done: bool = False
+
+    @property
+    def name(self) -> str:
+        """The calls' name; "recv+send" of a batch of both."""
+        return "+".join(sorted({part.call.name for part in self.parts}))
+
+    @property
+    def on_host(self) -> bool:
+        """Whether it moves the host's memory."""
+        return self.parts[0].call.on_host
+
+    def __str__(self) -> str:
+        calls = ", ".join(describe(part) for part in self.parts)
+        return f"{calls} (record {self.parts[0].record})"
+
+
+class Lane:
+    """A communication lane of one rank: units in order, one at a time."""
+
+    __slots__ = ("free", "name", "waiting")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.free = 0.0
+        self.waiting: deque[Unit] = deque()
+
+
+@dataclass(slots=True)
+class _Match:
+    """Calls that belong together, one of each member that is played."""
+
+    members: frozenset[int]
+    name: str
+    start: float = 0.0
+    seconds: float = 0.0
+    came: dict[int, Unit] = field(default_factory=dict)
+
+
+class Meeting:
+    """Matches the calls of the ranks that are played, in the order of their calls.
+
+    Of a collective the n-th call of each member belongs to the n-th of the others; of transfers
+    the n-th send from one rank to another to the n-th receive there. A member that is not played
+    does as the player does: nobody waits for it.
+    """
+
+    def __init__(self, ranks: Iterable[int] = ()) -> None:
+        self._played = frozenset(ranks)
+        self._counts: dict[tuple[object, ...], int] = {}
+        self._matches: dict[tuple[object, ...], _Match] = {}
+        self._keys: dict[int, list[tuple[tuple[object, ...], frozenset[int]]]] = {}
+        self._on_done: dict[int, tuple[Lane, Callable[[Unit], None]]] = {}
+
+    def join(self, unit: Unit, lane: Lane, on_done: Callable[[Unit], None]) -> None:
+        """Queue `unit` on its lane; `on_done` is called once its times are known."""
+        unit.missing = len(unit.parts)
+        self._keys[id(unit)] = [self._place(unit.rank, part) for part in unit.parts]
+        self._on_done[id(unit)] = (lane, on_done)
+        lane.waiting.append(unit)
+        if len(lane.waiting) == 1:
+            self._publish(unit, lane)
+
+    def _place(self, rank: int, part: Part) -> tuple[tuple[object, ...], frozenset[int]]:
+        """The match that a call belongs to, and the ranks expected there."""
+        call = part.call
+        pair = (rank, call.peer) if call.name == "send" else (call.peer, rank)
+        what: tuple[object, ...] = (part.key, pair) if call.is_transfer else (part.key,)
+        number = self._counts.get((rank, call.name if call.is_transfer else "", *what), 0)
+        self._counts[(rank, call.name if call.is_transfer else "", *what)] = number + 1
+        members: Sequence[int] = pair if call.is_transfer else part.group.ranks
+        return (*what, number), self._played.intersection(members) | {rank}
+
+    def _publish(self, unit: Unit, lane: Lane) -> None:
+        """The unit is first on its lane: say when it is ready, to all it meets, then wait."""
+        pending = [(unit, lane)]
+        while pending:
+            unit, lane = pending.pop()
+            unit.ready = max(unit.base, lane.free)
+            unit.published = True
+            unit.start = unit.end = unit.ready
+            for part, (key, members) in zip(unit.parts, self._keys.pop(id(unit)), strict=True):
+                pending += self._arrive(unit, part, key, members)
+
+    def _arrive(
+        self, unit: Unit, part: Part, key: tuple[object, ...], members: frozenset[int]
+    ) -> list[tuple[Unit, Lane]]:
+        name = "transfer" if part.call.is_transfer else part.call.name
+        match = self._matches.setdefault(key, _Match(members, name))
+        if match.name != name:
+            other = next(iter(match.came.values()))
+            raise TapeError(
+                f"rank {unit.rank} calls {unit} where rank {other.rank} calls {other}: "
+                f"the members of a group call the same in the same order"
+            )
+        match.came[unit.rank] = unit
+        match.start = max(match.start, unit.ready)
+        match.seconds = max(match.seconds, part.seconds)
+        if len(match.came) < len(match.members):
+            return []
+        del self._matches[key]
+        following = []
+        for each in match.came.values():
+            each.start = max(each.start, match.start)
+            each.end = max(each.end, match.start + match.seconds)
+            each.missing -= 1
+            if not each.missing:
+                following += self._finish(each)
+        return following
+
+    def _finish(self, unit: Unit) -> list[tuple[Unit, Lane]]:
+        """The unit has met everybody: its lane goes on; the next unit there, if it waits."""
+        lane, on_done = self._on_done.pop(id(unit))
+        unit.is_done = True
+        lane.free = unit.end
+        lane.waiting.popleft()
+        on_done(unit)
+        return [(lane.waiting[0], lane)] if lane.waiting else []
+
+
+def describe(part: Part) -> str:
+    """One call for people: its name, its group or peer."""
+    whom = f"rank {part.call.peer}" if part.call.is_transfer else part.group.label
+    word = {"send": "to", "recv": "from"}.get(part.call.name, "among")
+    return f"{part.call.name} {word} {whom}"
+
+
+def group_keys(groups: Sequence[Group]) -> list[GroupKey]:
+    """What identifies each group across tapes: its ranks, and which of those with these ranks.
+
+    Members create the groups that they share in the same order, so the place among groups of the
+    same ranks is the same on all of them.
+    """
+    counts: dict[tuple[int, ...], int] = {}
+    keys = []
+    for group in groups:
+        number = counts[group.ranks] = counts.get(group.ranks, -1) + 1
+        keys.append((group.ranks, number))
+    return keys

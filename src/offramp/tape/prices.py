@@ -1,0 +1,132 @@
+"""What the clock asks for: seconds of operators and collectives, and the host's own constants."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from offramp.errors import OfframpError
+
+Pick = Literal["seconds", "low", "high"]
+PICKS: tuple[Pick, ...] = ("seconds", "low", "high")
+KINDS = ("matmul", "attention", "memory", "copy")  # of work on the chip, heaviest first
+VIEW = "view"  # costs the host only
+
+
+class PriceError(OfframpError, ValueError):
+    """A signature that cannot be read, or a price that is no price."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What one call takes: `low <= seconds <= high`, all in seconds.
+
+    `kind` is one of "matmul", "attention", "memory", "copy", "view", "collective"; `basis` one
+    line on what the figure rests on; `flops` those of products and attention; `bytes` those moved.
+    """
+
+    seconds: float
+    low: float
+    high: float
+    kind: str
+    basis: str
+    flops: float
+    bytes: float
+
+
+class Prices(Protocol):
+    """Prices by signature (the texts of a tape), and the constants of the host; seconds."""
+
+    launch_s: float  # the host, to launch one operator
+    view_s: float  # the host, for an operator that only describes memory anew
+    collective_call_s: float  # the host, to call one collective
+    readback_s: float  # the host, to read one value back, after the stream has ended
+    overlap_slowdown: float  # how many times longer compute takes while a collective runs
+
+    def operator(self, text: str) -> Price:
+        """The price of an operator call."""
+        ...
+
+    def collective(self, text: str, ranks: Sequence[int]) -> Price:
+        """The price of a collective call among `ranks`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One collective call as its signature tells it; `group` counts in the tape's groups."""
+
+    name: str
+    bytes: int
+    group: int
+    peer: int
+    on_host: bool
+
+    @property
+    def is_transfer(self) -> bool:
+        """Whether it moves data between two ranks."""
+        return self.name in ("send", "recv")
+
+
+def parse_call(text: str) -> Call:
+    """The collective call of a signature.
+
+    Raises PriceError where the signature is not a collective's.
+    """
+    try:
+        data = json.loads(text)
+        call = Call(
+            str(data["collective"]),
+            int(data["bytes"]),
+            int(data["group"]),
+            int(data.get("peer", -1)),
+            bool(data.get("on_host", False)),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PriceError(f"not the signature of a collective: {text[:200]!r}") from error
+    if call.is_transfer and call.peer < 0:
+        raise PriceError(f"{call.name} names no peer: {text[:200]!r}")
+    return call
+
+
+def operator_name(text: str) -> str:
+    """The operator's name in a signature, such as "aten::mm"."""
+    try:
+        return str(json.loads(text)["op"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PriceError(f"not the signature of an operator: {text[:200]!r}") from error
+
+
+class PriceList:
+    """Every price once: tapes share texts, and three replays share prices."""
+
+    def __init__(self, prices: Prices) -> None:
+        self.prices = prices
+        if not prices.overlap_slowdown >= 1:
+            raise PriceError(f"overlap slows compute by {prices.overlap_slowdown}; at least 1")
+        self._operators: dict[str, Price] = {}
+        self._collectives: dict[tuple[str, tuple[int, ...]], Price] = {}
+
+    def operator(self, text: str) -> Price:
+        """The price of an operator call; raises PriceError unless `0 <= low <= seconds <= high`."""
+        price = self._operators.get(text)
+        if price is None:
+            price = self._operators[text] = _checked(self.prices.operator(text), text)
+        return price
+
+    def collective(self, text: str, ranks: tuple[int, ...]) -> Price:
+        """The price of a collective call among `ranks`."""
+        price = self._collectives.get((text, ranks))
+        if price is None:
+            price = _checked(self.prices.collective(text, ranks), text)
+            self._collectives[text, ranks] = price
+        return price
+
+
+def _checked(price: Price, text: str) -> Price:
+    if not 0 <= price.low <= price.seconds <= price.high < float("inf"):
+        figures = f"low {price.low}, {price.seconds}, high {price.high}"
+        raise PriceError(f"{figures} s is no price: 0 <= low <= seconds <= high; of {text[:200]!r}")
+    return price
