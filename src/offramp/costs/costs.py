@@ -1,0 +1,63 @@
+"""Costs of operations on one chip."""
+
+from __future__ import annotations
+
+from offramp.chips import Chip
+from offramp.costs import attention, matmul, memory_bound
+from offramp.costs.classes import VIEWS
+from offramp.costs.constants import Constants, for_chip
+from offramp.costs.cost import Cost, Span
+from offramp.costs.flops import attention as find_attention
+from offramp.costs.flops import products as find_products
+from offramp.costs.host import HostCosts
+from offramp.costs.limits import Limits
+from offramp.costs.operation import Operation
+
+_LINKS = {"to chip": "host_link", "from chip": "host_link", "between chips": "peer_link"}
+
+
+class Costs:
+    """What operations cost on `chip`, each worked out once.
+
+    `constants` replaces those of the chip's family, as a calibration does. `overlap` is how much
+    longer compute takes while a collective of the chip runs, `overlap_slowdown` its value.
+    """
+
+    def __init__(self, chip: Chip, constants: Constants | None = None) -> None:
+        self.chip = chip
+        self.constants = for_chip(chip.name) if constants is None else constants
+        self.limits = Limits(chip, self.constants)
+        self.host = HostCosts.of(self.constants)
+        self.overlap = self.constants["overlap.slowdown"]
+        self.overlap_slowdown = self.overlap.value
+        self._known: dict[Operation, Cost] = {}
+
+    def of(self, op: Operation) -> Cost:
+        """The cost on the device. Raises MissingFactError where the chip's facts say nothing."""
+        known = self._known.get(op)
+        if known is None:
+            known = self._known[op] = self._work_out(op)
+        return known
+
+    def _work_out(self, op: Operation) -> Cost:
+        if op.base in VIEWS:
+            return Cost(0.0, 0.0, 0.0, "view", "no kernel")
+        link = _LINKS.get(str(op.values.get("way", "")))
+        if link is not None:
+            return self._over(link, op)
+        parts = find_products(op)
+        if parts:
+            return matmul.cost(op, parts, self.limits)
+        shape = find_attention(op)
+        if shape is not None:
+            return attention.cost(op, shape, self.limits)
+        return memory_bound.cost(op, self.limits)
+
+    def _over(self, link: str, op: Operation) -> Cost:
+        """A copy between memories: the fixed time of a transfer, then bytes at the link's rate."""
+        moved = sum(memory_bound.size(item) for item in op.outputs)
+        speed = self.limits.host_link if link == "host_link" else self.limits.peer_link
+        seconds = self.constants["memory.kernel"] + Span.exact(moved) / speed
+        where = "host link" if link == "host_link" else "link between chips"
+        basis = f"copy: {where}, {self.constants.family} share"
+        return Cost.of_span(seconds, "copy", basis, bytes=moved)
