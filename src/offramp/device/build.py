@@ -32,8 +32,8 @@ FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-w", "-DAT_PER_OPERATOR_
 OPTIMIZE = {"cold": "-O1", "hot": "-O2"}
 # Sources that Python calls, or that serve whole collectives: none of them runs for each operator.
 COLD = (
-    *("bindings", "cover", "spelling"),
-    *("works", "reductions", "group", "collectives", "group_bindings"),
+    *("bindings", "cover", "spelling", "tape_bindings"),
+    *("works", "reductions", "group", "collectives", "group_bindings", "mirror"),
 )
 
 

@@ -151,7 +151,7 @@ class VirtualDevice:
     def mem_get_info(self, index: int) -> tuple[int, int]:
         """Free and total bytes of one chip."""
         total = int(self._core.capacity_bytes(index))
-        return total - self.memory_stats(index)["reserved_bytes"]["all"]["current"], total
+        return max(0, total - self.memory_stats(index)["reserved_bytes"]["all"]["current"]), total
 
     def set_memory_fraction(self, fraction: float, index: int) -> None:
         """Let this process use only `fraction` (0 to 1) of a chip's memory."""

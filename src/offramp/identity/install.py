@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from offramp.identity import (
@@ -39,6 +40,10 @@ class Identity:
         except BaseException:
             self._patches.undo()
             raise
+
+    def install_part(self, part: Callable[[Patches], None]) -> None:
+        """Make further changes, which `uninstall` puts back as well."""
+        part(self._patches)
 
     def record(self) -> dict[str, list[dict[str, Any]]]:
         """Names met, refusals, defaults and compilations, as plain data."""

@@ -42,10 +42,12 @@ def autoload() -> None:
         given = f"{CHIP_VARIABLE}={chip}" + (f" {MEMORY_VARIABLE}={memory}" if memory else "")
         _stop(f"{given}: {error}", 2)
     try:
-        from offramp.launch import record
+        from offramp.launch import player, record
         from offramp.launch.session import Session
 
-        record.write_at_exit(Session(choice, _say).counts, chip=choice.chip.name)
+        session = Session(choice, _say)
+        record.write_at_exit(session.counts, chip=choice.chip.name)
+        player.begin(session)
     except OfframpError as error:
         _stop(f"{CHIP_VARIABLE}={chip}: {error}", 2 if isinstance(error, UsageError) else 1)
 

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from offramp.costs.cost import Cost as Price
 from offramp.errors import OfframpError
+
+__all__ = [
+    "Call",
+    "Price",
+    "PriceError",
+    "PriceList",
+    "Prices",
+    "operator_name",
+    "parse_call",
+]
 
 Pick = Literal["seconds", "low", "high"]
 PICKS: tuple[Pick, ...] = ("seconds", "low", "high")
@@ -17,23 +28,6 @@ VIEW = "view"  # costs the host only
 
 class PriceError(OfframpError, ValueError):
     """A signature that cannot be read, or a price that is no price."""
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What one call takes: `low <= seconds <= high`, all in seconds.
-
-    `kind` is one of "matmul", "attention", "memory", "copy", "view", "collective"; `basis` one
-    line on what the figure rests on; `flops` those of products and attention; `bytes` those moved.
-    """
-
-    seconds: float
-    low: float
-    high: float
-    kind: str
-    basis: str
-    flops: float
-    bytes: float
 
 
 class Prices(Protocol):

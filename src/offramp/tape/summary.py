@@ -24,7 +24,7 @@ MFU_CONVENTION = "products and attention as executed, recompute included, over t
 
 def summarize(
     tapes: Sequence[Tape],
-    prices: Prices,
+    prices: Prices | PriceList,
     *,
     peak_flops: float | None = None,
     capacity_bytes: int | None = None,

@@ -94,7 +94,8 @@ class Allocator final : public c10::DeviceAllocator {
   std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex d) override {
     auto& chosen = ledger(d);
     const auto reserved = static_cast<size_t>(chosen.stats().reserved_bytes[0].current);
-    return {chosen.capacity_bytes() - reserved, chosen.capacity_bytes()};
+    const auto capacity = chosen.capacity_bytes();
+    return {capacity > reserved ? capacity - reserved : 0, capacity};
   }
 };
 

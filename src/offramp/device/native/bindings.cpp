@@ -9,7 +9,6 @@
 #include <torch/csrc/Generator.h>
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <string>
 #include <utility>
@@ -18,14 +17,17 @@
 #include "chip.h"
 #include "generator.h"
 #include "operators.h"
+#include "rehearse.h"
 #include "route.h"
 #include "shared.h"
+#include "tape.h"
 
 namespace py = pybind11;
 
 namespace offramp {
 
 void bind_collectives(py::module_& m);  // group_bindings.cpp
+void bind_tape(py::module_& m);         // tape_bindings.cpp
 
 namespace {
 
@@ -87,9 +89,12 @@ std::vector<std::string> scalar_types() {
 void resize_storage(uintptr_t address, size_t bytes) {
   auto* storage = reinterpret_cast<c10::StorageImpl*>(address);
   TORCH_CHECK(storage->resizable(), "Trying to resize storage that is not resizable");
-  auto memory = allocate_on(storage->device().index(), bytes);
+  const int index = storage->device().index();
+  auto memory = allocate_on(index, bytes);
+  // Who frees and gives back a storage keeps gathered weights in it (FSDP).
+  note(Kind::kCategory, index, kCommunication, block_serial(memory.get()), 0);
   const size_t kept = std::min(bytes, storage->nbytes());
-  if (kept > 0) std::memcpy(memory.get(), storage->data(), kept);
+  move_bytes(memory.get(), storage->data(), kept);
   storage->set_data_ptr_noswap(std::move(memory));
   storage->set_nbytes(bytes);
 }
@@ -176,6 +181,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_counter", &set_counter);
   m.attr("COUNTERS") = kCounters;
   m.def("cover_library", &cover_library);
+  bind_tape(m);
   m.def("bind_collectives", [m]() mutable { bind_collectives(m); });
   m.def("explain_out_of_memory_with", [](py::function explain) {
     auto* kept = new py::function(std::move(explain));  // called until the process ends

@@ -348,12 +348,13 @@ Collectives::Result Collectives::alltoall(Tensors& outputs, Tensors& inputs,
 // NCCL has no tags: messages between two ranks arrive in the order in which they were sent.
 Collectives::Result Collectives::send(Tensors& tensors, int to, int) {
   Tensors host{bytes(single(tensors))};
-  return pass({OpType::SEND, "send", tensors, {}}, [&] { return transport_->send(host, to, 0); });
+  return pass({OpType::SEND, "send", tensors, {}, true, to},
+              [&] { return transport_->send(host, to, 0); });
 }
 
 Collectives::Result Collectives::recv(Tensors& tensors, int from, int) {
   Tensors host{bytes(single(tensors))};
-  return pass({OpType::RECV, "recv_", {}, tensors},
+  return pass({OpType::RECV, "recv_", {}, tensors, true, from},
               [&] { return transport_->recv(host, from, 0); });
 }
 

@@ -43,7 +43,7 @@ class Collectives final : public c10d::Backend {
   bool supportsSplitting() const override { return true; }
   bool supportsCoalescing() const override { return true; }
   void setTimeout(std::chrono::milliseconds timeout) override;
-  void startCoalescing() override { ++coalescing_; }
+  void startCoalescing() override;
   Result endCoalescing() override;
   void setSequenceNumberForGroup() override {}
   uint64_t getSequenceNumberForGroup() override { return sequence_; }
@@ -97,6 +97,7 @@ class Collectives final : public c10d::Backend {
     Tensors inputs;
     Tensors outputs;
     bool asynchronous{true};
+    int peer{-1};  // of a message: the other rank, in the group
   };
   // One reduce-scatter: the inputs of all ranks one after another, or a list of them.
   struct Part {
@@ -106,6 +107,9 @@ class Collectives final : public c10d::Backend {
   };
   c10::intrusive_ptr<ChipWork> begin(const Call& call);
   std::string describe(const Call& call) const;
+  void note(const Call& call, const ChipWork& work) const;
+  // In a rehearsal: the call's effect on what is known, at once.
+  void settle(const Call& call, const std::function<void(c10d::Backend&)>& run);
   // Runs `run` in the group's order; on this thread when the program waits for it anyway.
   Result submit(Call call, std::function<void(c10d::Backend&)> run);
   // Point-to-point: `post` has started it, and nothing waits behind it.
@@ -120,6 +124,7 @@ class Collectives final : public c10d::Backend {
   std::vector<c10::weak_intrusive_ptr<ChipWork>> begun_;
   std::vector<Result> coalesced_;
   std::atomic<int> coalescing_{0};
+  uint64_t batch_{0};  // which group of coalesced calls, on the tape
   std::atomic<uint64_t> sequence_{0};
   std::atomic<int64_t> splits_{0};
   std::atomic<bool> aborted_{false}, failed_{false};

@@ -6,7 +6,10 @@
 #include <torch/csrc/distributed/c10d/reducer_timer.hpp>
 
 #include "collectives.h"
+#include "mirror.h"
 #include "operators.h"
+#include "rehearse.h"
+#include "tape.h"
 
 namespace offramp {
 
@@ -29,6 +32,23 @@ void count(const char* name) {
       operator_for(*handle).calls.fetch_add(1, std::memory_order_relaxed);
       return;
     }
+  }
+}
+
+// The tensors of a call that exist for it alone: what is gathered, and what is to be scattered.
+Tensors buffers(c10d::OpType type, const Tensors& inputs, const Tensors& outputs) {
+  using c10d::OpType;
+  switch (type) {
+    case OpType::ALLGATHER:
+    case OpType::_ALLGATHER_BASE:
+    case OpType::COALESCED:
+      return outputs;
+    case OpType::REDUCE_SCATTER:
+    case OpType::_REDUCE_SCATTER_BASE:
+    case OpType::REDUCE_SCATTER_TENSOR_COALESCED:
+      return inputs;
+    default:
+      return {};
   }
 }
 
@@ -103,12 +123,54 @@ std::string Collectives::describe(const Call& call) const {
                   "' (virtual ", chip().name, ")");
 }
 
+void Collectives::note(const Call& call, const ChipWork& work) const {
+  if (!taping()) return;
+  const auto& tensors = call.outputs.empty() ? call.inputs : call.outputs;
+  const int index = tensors.empty() ? current_device() : tensors[0].device().index();
+  note_collective({call.type, index, call.peer, work.ticket(), coalescing_ > 0 ? batch_ : 0},
+                  call.inputs, call.outputs, members(*this, options_->global_ranks_in_group),
+                  options_->group_name);
+  for (const auto& tensor : buffers(call.type, call.inputs, call.outputs)) {
+    const auto serial = block_serial(tensor.storage().data());
+    offramp::note(Kind::kCategory, index, kCommunication, serial, 0);
+  }
+}
+
+void Collectives::settle(const Call& call, const std::function<void(c10d::Backend&)>& run) {
+  size_t bytes = 0;
+  bool known = call.type != c10d::OpType::RECV;
+  for (const auto& tensor : call.inputs) {
+    known = known && is_known(tensor);
+    bytes += static_cast<size_t>(tensor.numel()) * tensor.itemsize();
+  }
+  for (const auto& tensor : call.outputs) {
+    bytes += static_cast<size_t>(tensor.numel()) * tensor.itemsize();
+  }
+  known = known && bytes <= rehearsal().known_bytes;
+  if (known) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    run(*transport_);
+  }
+  for (const auto& tensor : call.outputs) set_known(tensor, known);
+}
+
+void Collectives::startCoalescing() {
+  static std::atomic<uint64_t> batches{0};
+  if (coalescing_++ == 0) batch_ = ++batches;
+}
+
 Collectives::Result Collectives::submit(Call call, std::function<void(c10d::Backend&)> run) {
   auto work = begin(call);
   const bool joined = coalescing_ > 0;
   if (joined) {
     const std::lock_guard<std::mutex> lock(mutex_);
     coalesced_.push_back(work);
+  }
+  note(call, *work);
+  if (rehearsing()) {
+    settle(call, run);
+    work->complete(nullptr);
+    return work;
   }
   lane_->run(
       [this, work, gloo = transport_, call, run = std::move(run),
@@ -131,6 +193,12 @@ Collectives::Result Collectives::pass(const Call& call, const std::function<Resu
   if (coalescing_ > 0) {
     const std::lock_guard<std::mutex> lock(mutex_);
     coalesced_.push_back(work);
+  }
+  note(call, *work);
+  if (rehearsing()) {
+    settle(call, [](c10d::Backend&) {});
+    work->complete(nullptr);
+    return work;
   }
   auto posted = post();
   run_in_crew([this, work, posted, call,

@@ -4,6 +4,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "collectives.h"
+#include "mirror.h"
 
 namespace offramp {
 namespace {
@@ -98,6 +99,12 @@ void bind_collectives(py::module_& m) {
   group.attr("NCCL_CTA_POLICY_EFFICIENCY") = 1;
   group.attr("NCCL_CTA_POLICY_ZERO") = 2;
   group.attr("NCCL_SPLIT_NOCOLOR") = -1;
+  py::class_<Mirror, c10d::Backend, Held<Mirror>>(m, "Mirror")
+      .def(py::init([](const py::object&, int rank, int size, const py::kwargs&) {
+             return c10::make_intrusive<Mirror>(rank, size);
+           }),
+           py::arg("store"), py::arg("rank"), py::arg("size"))
+      .def_property_readonly("options", &Mirror::getBackendOptions);
   m.def("connect_groups_with", [](py::function connect) {
     auto* kept = new py::function(std::move(connect));  // called until the process ends
     Collectives::connect = [kept](const Held<Store>& store, int rank, int size,

@@ -9,6 +9,7 @@
 #include <chrono>
 
 #include "chip.h"
+#include "tape.h"
 
 namespace offramp {
 namespace {
@@ -17,6 +18,7 @@ using Clock = std::chrono::steady_clock;
 
 struct Event {
   Clock::time_point time;
+  uint64_t serial{0};  // on the tape, new with each recording
   bool timed{false};
 };
 
@@ -60,22 +62,36 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
   void* getStreamNativeHandle(const c10::Stream s) const override {
     return reinterpret_cast<void*>(static_cast<intptr_t>(s.id()));
   }
-  void record(void** event, const c10::Stream&, const c10::DeviceIndex,
+  void record(void** event, const c10::Stream& s, const c10::DeviceIndex,
               const c10::EventFlag flag) const override {
+    static std::atomic<uint64_t> recordings{0};
     if (*event == nullptr) *event = new Event;
     auto* recorded = static_cast<Event*>(*event);
     recorded->time = Clock::now();
+    recorded->serial = ++recordings;
+    note_on(s.id(), Kind::kRecord, index_of(s.device()), 0, recorded->serial, 0);
     recorded->timed = flag == c10::EventFlag::BACKEND_DEFAULT;
   }
-  void block(void*, const c10::Stream&) const override {}
+  void block(void* event, const c10::Stream& s) const override {
+    if (event == nullptr) return;
+    note_on(s.id(), Kind::kWait, index_of(s.device()), 0, static_cast<Event*>(event)->serial, 0);
+  }
   bool queryEvent(void*) const override { return true; }
   void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override {
     delete static_cast<Event*>(event);
   }
-  void synchronizeEvent(void*) const override {}
+  void synchronizeEvent(void* event) const override {
+    if (event == nullptr) return;
+    note(Kind::kSyncEvent, tls_device, 0, static_cast<Event*>(event)->serial, 0);
+  }
   bool queryStream(const c10::Stream&) const override { return true; }
-  void synchronizeStream(const c10::Stream&) const override {}
-  void synchronizeDevice(const c10::DeviceIndex) const override { wait_for_works(); }
+  void synchronizeStream(const c10::Stream& s) const override {
+    note_on(s.id(), Kind::kSyncStream, index_of(s.device()), 0, 0, 0);
+  }
+  void synchronizeDevice(const c10::DeviceIndex index) const override {
+    note(Kind::kSyncDevice, index < 0 ? tls_device : index, 0, 0, 0);
+    wait_for_works();
+  }
   c10::DeviceIndex deviceCount() const noexcept override {
     return static_cast<c10::DeviceIndex>(chip().count);
   }
@@ -87,6 +103,7 @@ class Guard final : public c10::impl::DeviceGuardImplInterface {
     const auto* to = static_cast<Event*>(end);
     TORCH_CHECK(from->timed && to->timed,
                 "Both events must be created with argument 'enable_timing=True'.");
+    if (chip_seconds) return (chip_seconds(to->serial) - chip_seconds(from->serial)) * 1e3;
     return std::chrono::duration<double, std::milli>(to->time - from->time).count();
   }
 

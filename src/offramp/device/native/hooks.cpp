@@ -13,6 +13,8 @@
 
 #include "chip.h"
 #include "generator.h"
+#include "rehearse.h"
+#include "tape.h"
 
 namespace offramp {
 namespace {
@@ -111,9 +113,11 @@ class PrivateHooks final : public Hooks<at::PrivateUse1HooksInterface> {
  public:
   void resizePrivateUse1Bytes(const c10::Storage& storage, size_t bytes) const override {
     auto* impl = storage.unsafeGetStorageImpl();
-    auto memory = allocate_on(storage.device().index(), bytes);
+    const int index = storage.device().index();
+    auto memory = allocate_on(index, bytes);
+    note(Kind::kCategory, index, kCommunication, block_serial(memory.get()), 0);
     const size_t kept = std::min(bytes, impl->nbytes());
-    if (kept > 0) std::memcpy(memory.get(), impl->data(), kept);
+    move_bytes(memory.get(), impl->data(), kept);
     impl->set_data_ptr_noswap(std::move(memory));
     impl->set_nbytes(bytes);
   }

@@ -10,7 +10,9 @@
 #include <tuple>
 
 #include "host.h"
+#include "rehearse.h"
 #include "shared.h"
+#include "tape.h"
 
 namespace offramp {
 namespace {
@@ -130,8 +132,10 @@ Block* Ledger::find(size_t size, int64_t stream, bool small) {
 Block* Ledger::grow(size_t size, int64_t stream, bool small) {
   const size_t bytes = segment_size(size);
   const auto reserved = static_cast<uint64_t>(stats_.reserved_bytes[0].current);
-  if (reserved + bytes > limit_) return nullptr;
-  check_host_can_back(bytes, device_);
+  if (!rehearsing()) {  // a rehearsal tells by how much it does not fit
+    if (reserved + bytes > limit_) return nullptr;
+    check_host_can_back(bytes, device_);
+  }
   auto* block = new Block;
   block->device = device_;
   block->stream = stream;
@@ -143,6 +147,7 @@ Block* Ledger::grow(size_t size, int64_t stream, bool small) {
   stats_.num_device_alloc += 1;
   count(stats_.segment, small, 1);
   count(stats_.reserved_bytes, small, static_cast<int64_t>(bytes));
+  note_on(stream, Kind::kReserve, device_, 0, bytes, 0);
   return block;
 }
 
@@ -171,6 +176,10 @@ void Ledger::take(Block* block, size_t size, size_t requested, const char* origi
   count(stats_.active, small, 1);
   count(stats_.active_bytes, small, bytes);
   count(stats_.requested_bytes, small, static_cast<int64_t>(requested));
+  static std::atomic<uint64_t> blocks{0};
+  block->serial = ++blocks;
+  block->known = false;
+  note_on(block->stream, Kind::kAlloc, device_, 0, block->serial, block->size);
 }
 
 void Ledger::release(Block* block) {
@@ -183,6 +192,7 @@ void Ledger::release(Block* block) {
   count(stats_.active_bytes, small, -bytes);
   count(stats_.requested_bytes, small, -static_cast<int64_t>(block->requested));
   block->in_use = false;
+  note_on(block->stream, Kind::kFree, device_, 0, block->serial, block->size);
   if (Block* left = block->previous; left != nullptr && !left->in_use) {
     pool(small).erase(left);
     count_piece(left, -1);
@@ -227,6 +237,7 @@ void Ledger::give_back_cached() {
       forget_shared(block->data);
       release_pages(block->data, block->size);
       stats_.num_device_free += 1;
+      note_on(block->stream, Kind::kUnreserve, device_, 0, block->size, 0);
       count(stats_.segment, small, -1);
       count(stats_.reserved_bytes, small, -static_cast<int64_t>(block->size));
       delete block;

@@ -26,6 +26,8 @@ struct Block {
   Block* previous{nullptr};  // neighbours within one segment
   Block* next{nullptr};
   const char* origin{""};  // the operator that asked for it
+  uint64_t serial{0};      // its number on the tape
+  bool known{false};       // in a rehearsal: its values are there
 };
 
 // The block that starts at `data`, or nullptr when the chip has none there.

@@ -7,10 +7,12 @@
 #include <ATen/ops/resize_ops.h>
 #include <torch/library.h>
 
-#include <cstring>
 #include <optional>
 
 #include "operators.h"
+#include "rehearse.h"
+#include "signature.h"
+#include "tape.h"
 
 namespace offramp {
 namespace {
@@ -69,10 +71,31 @@ Tensor efficient_zero_tensor(IntArrayRef size, Maybe<c10::ScalarType> dtype, May
   return at::detail::empty_generic(size, &none, keys, c10::dtype_or_default(dtype), std::nullopt);
 }
 
-Tensor& copy_(Tensor& self, const Tensor& source, bool) {
+// A copy on the tape; where it blocks the host until it is done, that too.
+void note_copy(Operator& op, const Tensor& self, const Tensor& source, bool non_blocking) {
+  if (!taping()) return;
+  const bool from_chip = is_chip(source.device()), to_chip = is_chip(self.device());
+  const int index = (to_chip ? self : source).device().index();
+  const char* way = !to_chip ? "from chip" : !from_chip ? "to chip" : "on chip";
+  if (to_chip && from_chip && self.device() != source.device()) way = "between chips";
+  const auto key = mix(mix(mix(reinterpret_cast<uintptr_t>(way), self), source), 1);
+  const auto number = signature_of(key, [&] {
+    auto text = describe(op, {self, source}, {self});
+    text.resize(text.size() - 2);
+    return text + R"("way":")" + way + R"("}})";
+  });
+  note(Kind::kOp, index, number, 0, 0);
+  const auto& host = to_chip ? source : self;
+  if (from_chip == to_chip || (non_blocking && host.is_pinned())) return;
+  note(from_chip ? Kind::kReadback : Kind::kSyncStream, index, 0, 0, 0);
+}
+
+Tensor& copy_(Tensor& self, const Tensor& source, bool non_blocking) {
   static Operator& op = operator_named("aten::copy_");
   count(op);
   if (self.is_same(source)) return self;
+  note_copy(op, self, source, non_blocking);
+  if (rehearsing()) return rehearse_copy(self, source);
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   Tensor to = host_view(self);
   const Tensor from = host_view(source);
@@ -80,9 +103,9 @@ Tensor& copy_(Tensor& self, const Tensor& source, bool) {
   return self;
 }
 
-Tensor copy_from(const Tensor& source, const Tensor& self, bool) {
+Tensor copy_from(const Tensor& source, const Tensor& self, bool non_blocking) {
   Tensor to = self;
-  return copy_(to, source, false);
+  return copy_(to, source, non_blocking);
 }
 
 void grow_storage(const c10::Storage& storage, size_t bytes) {
@@ -90,7 +113,7 @@ void grow_storage(const c10::Storage& storage, size_t bytes) {
   if (bytes <= impl->nbytes()) return;
   TORCH_CHECK(impl->resizable(), "Trying to resize storage that is not resizable");
   auto memory = allocate_on(storage.device().index(), bytes);
-  if (impl->nbytes() > 0) std::memcpy(memory.get(), impl->data(), impl->nbytes());
+  move_bytes(memory.get(), impl->data(), impl->nbytes());
   impl->set_data_ptr_noswap(std::move(memory));
   impl->set_nbytes(bytes);
 }
@@ -151,6 +174,8 @@ bool is_set_to(const Tensor& self, const Tensor& other) {
 c10::Scalar local_scalar_dense(const Tensor& self) {
   static Operator& op = operator_named("aten::_local_scalar_dense");
   count(op);
+  note(Kind::kReadback, self.device().index(), 0, 0, 0);
+  if (rehearsing() && !is_known(self)) return declared_value(self);
   return at::native::_local_scalar_dense_cpu(host_view(self));
 }
 

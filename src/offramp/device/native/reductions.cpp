@@ -6,15 +6,15 @@
 namespace offramp {
 namespace {
 
-using Kind = c10d::ReduceOp::RedOpType;
+using Reduce = c10d::ReduceOp::RedOpType;
 
-const char* name_of(Kind op) {
+const char* name_of(Reduce op) {
   switch (op) {
-    case Kind::BAND:
+    case Reduce::BAND:
       return "BAND";
-    case Kind::BOR:
+    case Reduce::BOR:
       return "BOR";
-    case Kind::BXOR:
+    case Reduce::BXOR:
       return "BXOR";
     default:
       return "";
@@ -33,24 +33,24 @@ at::Tensor premultiplier(const c10d::ReduceOp& op) {
 Reduction::Reduction(const c10d::ReduceOp& op, c10::ScalarType type, int size) : op_(op.op_) {
   TORCH_CHECK_VALUE(*name_of(op_) == 0, "Cannot use ReduceOp.", name_of(op_), " with NCCL");
   if (type == at::kBool) {
-    TORCH_CHECK_TYPE(op_ != Kind::AVG, "Cannot use ReduceOp.AVG with boolean inputs");
-    op_ = op_ == Kind::PRODUCT || op_ == Kind::MIN ? Kind::MIN : Kind::MAX;
+    TORCH_CHECK_TYPE(op_ != Reduce::AVG, "Cannot use ReduceOp.AVG with boolean inputs");
+    op_ = op_ == Reduce::PRODUCT || op_ == Reduce::MIN ? Reduce::MIN : Reduce::MAX;
     stage_ = at::kByte;
     return;
   }
   if (c10::isFloat8Type(type)) stage_ = at::kFloat;
-  if (op_ == Kind::PREMUL_SUM) {
+  if (op_ == Reduce::PREMUL_SUM) {
     TORCH_CHECK_TYPE(c10::isFloatingType(type),
                      "Cannot use ReduceOp.PREMUL_SUM with inputs that are not floating-point");
     factor_ = premultiplier(op);
-    op_ = Kind::SUM;
-  } else if (op_ == Kind::AVG) {
+    op_ = Reduce::SUM;
+  } else if (op_ == Reduce::AVG) {
     if (c10::isFloatingType(type)) {
       factor_ = at::scalar_tensor(1.0 / size, at::kDouble);
     } else {
       divisor_ = size;
     }
-    op_ = Kind::SUM;
+    op_ = Reduce::SUM;
   }
 }
 
@@ -101,11 +101,11 @@ void Reduction::of_rows(const at::Tensor& flat, at::Tensor parts) const {
   auto sum = parts[0];
   for (int64_t rank = 1; rank < parts.size(0); ++rank) {
     const auto row = parts[rank];
-    if (op_ == Kind::SUM) {
+    if (op_ == Reduce::SUM) {
       sum.add_(row);
-    } else if (op_ == Kind::PRODUCT) {
+    } else if (op_ == Reduce::PRODUCT) {
       sum.mul_(row);
-    } else if (op_ == Kind::MIN) {
+    } else if (op_ == Reduce::MIN) {
       at::minimum_out(sum, sum, row);
     } else {
       at::maximum_out(sum, sum, row);

@@ -4,8 +4,12 @@
 
 #include <optional>
 
+#include "declared.h"
 #include "generator.h"
 #include "operators.h"
+#include "rehearse.h"
+#include "signature.h"
+#include "tape.h"
 
 namespace offramp {
 namespace {
@@ -132,6 +136,60 @@ struct Call {
   }
 };
 
+// What was computed in a rehearsal is known.
+template <class AllWritten>
+void know_results(const Operator& op, const AllWritten& written, const c10::Stack& stack) {
+  for (const auto& pair : written) set_known(pair.view, true);
+  for (size_t i = stack.size() - op.handle.schema().returns().size(); i < stack.size(); ++i) {
+    if (stack[i].isTensor()) set_known(stack[i].toTensor(), true);
+    if (!stack[i].isTensorList()) continue;
+    for (const at::Tensor& tensor : stack[i].toTensorVector()) set_known(tensor, true);
+  }
+}
+
+// A call on its way to the tape: what it was given, before results take its place on the stack.
+class Taped {
+ public:
+  Taped(const Operator& op, int index, const c10::Stack& stack) : op_(op), index_(index) {
+    if (!taping()) return;
+    on_ = true;
+    key_ = sign(op, stack).key;
+    arguments_.assign(stack.end() - static_cast<ptrdiff_t>(op.writes.size()), stack.end());
+  }
+
+  template <class AllWritten>
+  void note(const AllWritten& written, const c10::Stack& stack) const {
+    if (!on_) return;
+    std::vector<at::Tensor> outputs;
+    for (const auto& pair : written) outputs.push_back(pair.tensor);
+    for (size_t i = stack.size() - op_.handle.schema().returns().size(); i < stack.size(); ++i) {
+      if (stack[i].isTensor()) add(outputs, stack[i].toTensor());
+      if (!stack[i].isTensorList()) continue;
+      for (const at::Tensor& tensor : stack[i].toTensorVector()) add(outputs, tensor);
+    }
+    uint64_t key = key_;
+    if (depends_on_values(op_)) {
+      for (const auto& tensor : outputs) key = mix(key, tensor);
+    }
+    const auto number = signature_of(key, [&] { return describe(op_, arguments_, outputs); });
+    offramp::note(Kind::kOp, index_, number, 0, 0);
+  }
+
+ private:
+  static void add(std::vector<at::Tensor>& outputs, const at::Tensor& tensor) {
+    for (const auto& other : outputs) {
+      if (other.is_same(tensor)) return;
+    }
+    if (tensor.defined()) outputs.push_back(tensor);
+  }
+
+  const Operator& op_;
+  int index_;
+  bool on_{false};
+  uint64_t key_{0};
+  c10::Stack arguments_;
+};
+
 }  // namespace
 
 void refuse_formats(uint64_t mask) { refused_formats = mask; }
@@ -191,7 +249,8 @@ void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
     }
     call.refuse_mix(c10::Device(c10::kCPU));
   }
-  {
+  const Taped taped(op, call.index, *stack);
+  if (!rehearsing() || !run_shapes(op, call.index, stack)) {
     std::optional<Draws> draws;
     if (op.generator >= 0) {
       auto& given = (*stack)[begin + static_cast<size_t>(op.generator)];
@@ -202,12 +261,14 @@ void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
     if (op.draws_unasked) seeds.emplace(call.index);
     const ChargeScope charge(call.index, op.name.c_str());
     op.handle.redispatchBoxed(c10::DispatchKeySet(host_key), stack);
+    if (rehearsing()) know_results(op, call.written, *stack);
   }
   for (const auto& pair : call.written) follow(pair.tensor, pair.view);
   const size_t results = op.handle.schema().returns().size();
   for (size_t i = 0; i < results; ++i) {
     if ((op.host_results >> i & 1) == 0) call.convert_back((*stack)[stack->size() - results + i]);
   }
+  taped.note(call.written, *stack);
 }
 
 void run_unregistered(const c10::OperatorHandle& handle, c10::DispatchKey host_key,

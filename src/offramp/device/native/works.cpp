@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "chip.h"
+#include "tape.h"
 
 namespace offramp {
 namespace {
@@ -184,6 +185,12 @@ void ChipWork::complete(std::exception_ptr failure) {
                promises = std::move(promises)] {
     for (const auto& promise : promises) self->fulfil(*promise);
   });
+}
+
+bool ChipWork::wait(std::chrono::milliseconds timeout) {
+  // A barrier holds the host; other collectives hold the stream that waits for them.
+  note(Kind::kWorkWait, device_, 0, ticket_, opType_ == c10d::OpType::BARRIER ? 1 : 0);
+  return Work::wait(timeout);
 }
 
 void ChipWork::abort() {

@@ -46,6 +46,8 @@ class ChipWork final : public c10d::Work {
   c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
   c10::intrusive_ptr<c10::ivalue::Future> getFutureResult() override;
   uint64_t getSequencenumber() const override { return sequence_; }
+  bool wait(std::chrono::milliseconds timeout) override;
+  uint64_t ticket() const { return ticket_; }
   float getDuration() const override;
   // Ends the work from outside: a later `complete` is ignored.
   void abort() override;

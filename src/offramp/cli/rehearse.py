@@ -1,0 +1,73 @@
+"""`offramp rehearse`: play a program at the full size of its job, in the chip's own time."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HELP = "play a program on a cluster without computing values: does it fit, how long is a step"
+EPILOG = """\
+The command is played as one rank of the whole job (and as one of each pipeline stage), unchanged:
+  offramp rehearse --chip NAME -- python train.py
+  offramp rehearse --chip NAME --nodes 64 -- torchrun --nproc-per-node 8 train.py
+  offramp rehearse --chip NAME --nodes 64 -- offramp train job.toml"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the verb."""
+    parser.usage = "offramp rehearse --chip NAME [--nodes N] [options] -- COMMAND..."
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--chip", default="", metavar="NAME", help="the chip of every node")
+    parser.add_argument("--nodes", type=int, default=0, metavar="N", help="how many nodes")
+    parser.add_argument("--per-node", type=int, metavar="N", help="chips of a node")
+    parser.add_argument(
+        "--cluster", default="", metavar="FILE", help="a cluster file, instead of --chip"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=3, metavar="N", help="steps to play (default: 3)"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=600, metavar="S", help="seconds a rank (default: 600)"
+    )
+    parser.add_argument(
+        "--most-ranks", type=int, default=64, metavar="N", help="most ranks to play (default: 64)"
+    )
+    parser.add_argument(
+        "--mask-keeps", type=float, default=1.0, metavar="SHARE", help="of unknown values (1)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--trace", metavar="FILE", help="write a trace that Perfetto opens")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Rehearse; 0 where it fits, 1 where it does not."""
+    from offramp.cli import _output
+    from offramp.launch import rehearse
+    from offramp.report import rehearsal
+    from offramp.tape.summary import to_json
+
+    plan = rehearse.plan(
+        arguments.command,
+        chip=arguments.chip,
+        nodes=arguments.nodes,
+        per_node=arguments.per_node,
+        cluster=arguments.cluster,
+        steps=arguments.steps,
+        limit_s=arguments.limit,
+        most_ranks=arguments.most_ranks,
+        kept=arguments.mask_keeps,
+    )
+    found = rehearse.execute(plan, _tell)
+    if arguments.json:
+        rehearse.write_text(Path(arguments.json), to_json(found.summary))
+    if arguments.trace:
+        found.write_trace(Path(arguments.trace))
+    _output.show(rehearsal.title(found.summary), rehearsal.lines(found.summary), sys.stdout)
+    return 0 if rehearsal.fits(found.summary) else 1
+
+
+def _tell(text: str) -> None:
+    print(f"offramp: {text}", file=sys.stderr, flush=True)

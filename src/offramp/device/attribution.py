@@ -1,0 +1,97 @@
+"""Who is at work: tells the tape which module, optimizer or data loader the program is in.
+
+Modules are named as their root names them; a root is a module that is called from outside of any
+that is known. Backward passes need nothing here: the native tape knows which module's forward pass
+made each node of autograd's graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+from torch.nn.modules import module as hooks
+from torch.optim import optimizer as optimizers
+
+OTHER, OPTIMIZER, DATA = 0, 3, 4  # phases, as on the tape
+BEGIN, END = 0, 1
+STEP = "optimizer.step"
+
+
+class Names:
+    """Texts by number, in the order in which they were first met; number 0 is the empty text."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {"": 0}
+        self._new: list[str] = [""]
+
+    def number(self, text: str) -> int:
+        """The number of a text."""
+        found = self._numbers.get(text)
+        if found is None:
+            found = self._numbers[text] = len(self._numbers)
+            self._new.append(text)
+        return found
+
+    def take_new(self) -> list[str]:
+        """The texts met since the last call."""
+        taken, self._new = self._new, []
+        return taken
+
+
+class Attribution:
+    """Hooks on modules and optimizers, in place from construction until `remove`."""
+
+    def __init__(
+        self,
+        core: Any,
+        names: Names,
+        before_step: Callable[[Any], None],
+        after_step: Callable[[Any], None],
+    ) -> None:
+        self._core = core
+        self._names = names
+        self._before_step, self._after_step = before_step, after_step
+        self._modules: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+        self._stack: list[int] = []
+        self._handles = [
+            hooks.register_module_forward_pre_hook(self._enter),
+            hooks.register_module_forward_hook(self._leave, always_call=True),
+            optimizers.register_optimizer_step_pre_hook(self._begin_step),
+            optimizers.register_optimizer_step_post_hook(self._end_step),
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, module: nn.Module, inputs: Any) -> None:
+        number = self._modules.get(module)
+        if number is None:
+            number = self._name(module)
+        self._stack.append(self._core.current_module())
+        self._core.enter_module(number)
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._stack:
+            self._core.enter_module(self._stack.pop())
+
+    def _name(self, root: nn.Module) -> int:
+        title = type(root).__name__
+        for path, module in root.named_modules():
+            if module not in self._modules:
+                self._modules[module] = self._names.number(path or title)
+        return self._modules[root]
+
+    def _begin_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._before_step(optimizer)
+        self._core.note_mark(self._core.current_device(), self._names.number(STEP), BEGIN)
+        self._core.enter_phase(OPTIMIZER)
+
+    def _end_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._core.enter_phase(OTHER)
+        self._core.note_mark(self._core.current_device(), self._names.number(STEP), END)
+        self._after_step(optimizer)

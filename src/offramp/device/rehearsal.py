@@ -1,0 +1,91 @@
+"""A rehearsal on this process's chip: operators give shapes, and a tape is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from offramp.device import uncomputed
+from offramp.device.attribution import Attribution, Names
+from offramp.device.virtual import VirtualDevice
+
+PARAMETERS, GRADIENTS, OPTIMIZER = 1, 2, 3  # categories of memory, as on the tape
+KNOWN_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Reel:
+    """What came onto the tape since it was last taken from."""
+
+    records: bytes
+    signatures: list[str]
+    names: list[str]
+    groups: list[dict[str, Any]]
+
+
+class Recording:
+    """The tape of this process.
+
+    `step_ended` is called after each step of the optimizer with the most parameters so far.
+    """
+
+    def __init__(self, device: VirtualDevice, step_ended: Callable[[], None]) -> None:
+        self._core = device.native
+        self._names = Names()
+        self._step_ended = step_ended
+        self._filed: set[int] = set()
+        self._largest: tuple[int, int] = (0, 0)  # elements and identity of the main optimizer
+        self._core.start_tape()
+        self._attribution = Attribution(self._core, self._names, self._begin, self._end)
+
+    def take(self) -> Reel:
+        """What is new on the tape."""
+        records, signatures, groups = self._core.drain_tape()
+        return Reel(records, signatures, self._names.take_new(), groups)
+
+    def _begin(self, optimizer: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._largest = max(self._largest, (sum(p.numel() for p in parameters), id(optimizer)))
+        for parameter in parameters:
+            self._file(parameter, PARAMETERS)
+            self._file(parameter.grad, GRADIENTS)
+
+    def _end(self, optimizer: Any) -> None:
+        for state in optimizer.state.values():
+            for value in state.values() if isinstance(state, Mapping) else ():
+                self._file(value, OPTIMIZER)
+        if self._largest[1] == id(optimizer):
+            self._step_ended()
+
+    def _file(self, value: Any, category: int) -> None:
+        """Say what the memory behind a tensor is for; once for each block."""
+        local = getattr(value, "_local_tensor", value)
+        if not isinstance(local, Tensor) or local.device.type == "cpu":
+            return
+        data = local.data if isinstance(local, nn.Parameter) else local
+        serial = self._core.block_serial(data.untyped_storage()._cdata)
+        if serial and serial not in self._filed:
+            self._filed.add(serial)
+            self._core.note_category(local.device.index or 0, serial, category)
+
+
+def begin(device: VirtualDevice, *, known_bytes: int = KNOWN_BYTES, kept: float = 1.0) -> None:
+    """From now on compute no values on this process's chips; for the life of the process.
+
+    known_bytes   tensors up to this size are computed all the same, where their values are known
+    kept          the share of elements that a mask keeps, where its values are not known
+    """
+    import torch._meta_registrations  # noqa: F401 -- the shape rules that are written in Python
+
+    core = device.native
+    core.rehearse(known_bytes, kept)
+    uncomputed.install(core.is_known, device.kind)
+
+
+def declared_answers(device: VirtualDevice) -> dict[str, int]:
+    """What was asked of values that are not there, and how often."""
+    answers: dict[str, int] = device.native.declared_answers()
+    return answers

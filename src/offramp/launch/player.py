@@ -1,0 +1,126 @@
+"""The played rank: a rehearsal in this process, from `import torch` to its last step."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from offramp.launch.record import write_json
+from offramp.launch.session import Session
+from offramp.tape.tape import Group, TapeWriter
+
+VARIABLE = "OFFRAMP_REHEARSE"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one process plays.
+
+    rank, world     its place; every other rank is taken to do as it does
+    tape            the file to write
+    steps           optimizer steps after which the program is ended; 0: it ends by itself
+    known_bytes     tensors up to this size are computed where their values are known
+    kept            the share of elements that a mask of unknown values keeps
+    """
+
+    rank: int
+    world: int
+    tape: str
+    steps: int = 3
+    known_bytes: int = 1 << 20
+    kept: float = 1.0
+
+    def env(self) -> dict[str, str]:
+        """The variable that makes a process play this part."""
+        return {VARIABLE: json.dumps(asdict(self))}
+
+
+class Enough(SystemExit):
+    """Ends the program after its last step, through its own `finally` clauses."""
+
+
+def take_part(env: Any = os.environ) -> Part | None:
+    """The part that this process is to play, if any; processes that it starts play none."""
+    given = env.pop(VARIABLE, None)
+    return Part(**json.loads(given)) if given else None
+
+
+class Player:
+    """Rehearses in this process and keeps its tape."""
+
+    def __init__(self, session: Session, part: Part) -> None:
+        from offramp.device import rehearsal
+        from offramp.identity import rehearsed
+
+        self._part, self._device = part, session.device
+        self._steps = 0
+        rehearsal.begin(session.device, known_bytes=part.known_bytes, kept=part.kept)
+        session.identity.install_part(lambda patches: rehearsed.install(self._core, patches))
+        self._writer = TapeWriter(Path(part.tape), self._header())
+        self._recording = rehearsal.Recording(session.device, self._stepped)
+        atexit.register(self.finish)
+
+    @property
+    def _core(self) -> Any:
+        return self._device.native
+
+    def _header(self) -> Mapping[str, Any]:
+        import torch
+
+        chip = self._device.chip
+        return {
+            "chip": chip.name,
+            "rank": self._part.rank,
+            "world": self._part.world,
+            "torch": torch.__version__,
+            "capacity_bytes": self._device.memory_bytes,
+            "shape_only": True,
+            "virtual": True,
+        }
+
+    def _stepped(self) -> None:
+        self._steps += 1
+        self._save()
+        if self._part.steps and self._steps >= self._part.steps:
+            raise Enough(0)
+
+    def _save(self) -> None:
+        reel, writer = self._recording.take(), self._writer
+        if reel.signatures:
+            writer.add_signatures(reel.signatures)
+        if reel.names:
+            writer.add_names(reel.names)
+        if reel.groups:
+            writer.add_groups([Group(tuple(g["ranks"]), g["name"]) for g in reel.groups])
+        if reel.records:
+            writer.add_records(reel.records)
+
+    def finish(self) -> None:
+        """Write what is left of the tape, and what had to be declared."""
+        from offramp.device.rehearsal import declared_answers
+
+        self._save()
+        self._writer.close()
+        note = {
+            "steps": self._steps,
+            "declared": declared_answers(self._device),
+            "refused": {
+                name: {"reason": reason, "count": count}
+                for name, (reason, count) in self._device.operators_refused().items()
+            },
+        }
+        write_json(Path(self._part.tape).with_suffix(".json"), note)
+
+
+def begin(session: Session) -> None:
+    """Play this process's part, where it has one."""
+    part = take_part()
+    if part is not None:
+        Player(session, part)
+        sys.stdout.flush()

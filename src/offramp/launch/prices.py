@@ -1,0 +1,30 @@
+"""What calls on a tape cost on a cluster of one chip: the clock's prices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from offramp.chips import Chip
+from offramp.chips.cluster import Cluster
+from offramp.costs import Costs, Operation
+from offramp.costs.collective import Collective, Links
+from offramp.tape.prices import Price
+
+
+class ClusterPrices:
+    """Prices by the texts of a tape's signatures, in seconds; see `offramp.tape.prices.Prices`."""
+
+    def __init__(self, chip: Chip, cluster: Cluster) -> None:
+        self._costs, self._links = Costs(chip), Links(cluster)
+        host = self._costs.host
+        self.launch_s, self.view_s = host.operator.value, host.view.value
+        self.collective_call_s, self.readback_s = host.collective.value, host.readback.value
+        self.overlap_slowdown = self._costs.overlap_slowdown
+
+    def operator(self, text: str) -> Price:
+        """The price of an operator call."""
+        return self._costs.of(Operation.parse(text))
+
+    def collective(self, text: str, ranks: Sequence[int]) -> Price:
+        """The price of a collective call among `ranks`."""
+        return self._links.cost(Collective.parse(text), ranks)
