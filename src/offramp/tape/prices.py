@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from offramp.errors import OfframpError
 
@@ -36,21 +36,68 @@ class Price:
     bytes: float
 
 
+class Priced(Protocol):
+    """Anything with the fields of a Price, such as the costs' own."""
+
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def basis(self) -> str: ...
+    @property
+    def flops(self) -> float: ...
+    @property
+    def bytes(self) -> float: ...
+
+
 class Prices(Protocol):
     """Prices by signature (the texts of a tape), and the constants of the host; seconds."""
 
-    launch_s: float  # the host, to launch one operator
-    view_s: float  # the host, for an operator that only describes memory anew
-    collective_call_s: float  # the host, to call one collective
-    readback_s: float  # the host, to read one value back, after the stream has ended
-    overlap_slowdown: float  # how many times longer compute takes while a collective runs
+    @property
+    def launch_s(self) -> float:
+        """The host, to launch one operator."""
+        ...
 
-    def operator(self, text: str) -> Price:
+    @property
+    def view_s(self) -> float:
+        """The host, for an operator that only describes memory anew."""
+        ...
+
+    @property
+    def collective_call_s(self) -> float:
+        """The host, to call one collective."""
+        ...
+
+    @property
+    def readback_s(self) -> float:
+        """The host, to read one value back, after the stream has ended."""
+        ...
+
+    @property
+    def overlap_slowdown(self) -> float:
+        """How many times longer compute takes while a collective runs; at least 1."""
+        ...
+
+    def operator(self, text: str) -> Priced:
         """The price of an operator call."""
         ...
 
-    def collective(self, text: str, ranks: Sequence[int]) -> Price:
+    def collective(self, text: str, ranks: Sequence[int]) -> Priced:
         """The price of a collective call among `ranks`."""
+        ...
+
+
+@runtime_checkable
+class LaunchPrices(Protocol):
+    """Prices that also know what each operator takes the host, such as long lists of tensors."""
+
+    def launch(self, text: str) -> tuple[float, float, float]:
+        """Seconds of the host for this call, and their low and high; views too."""
         ...
 
 
@@ -106,17 +153,17 @@ class PriceList:
         self.prices = prices
         if not prices.overlap_slowdown >= 1:
             raise PriceError(f"overlap slows compute by {prices.overlap_slowdown}; at least 1")
-        self._operators: dict[str, Price] = {}
-        self._collectives: dict[tuple[str, tuple[int, ...]], Price] = {}
+        self._operators: dict[str, Priced] = {}
+        self._collectives: dict[tuple[str, tuple[int, ...]], Priced] = {}
 
-    def operator(self, text: str) -> Price:
+    def operator(self, text: str) -> Priced:
         """The price of an operator call; raises PriceError unless `0 <= low <= seconds <= high`."""
         price = self._operators.get(text)
         if price is None:
             price = self._operators[text] = _checked(self.prices.operator(text), text)
         return price
 
-    def collective(self, text: str, ranks: tuple[int, ...]) -> Price:
+    def collective(self, text: str, ranks: tuple[int, ...]) -> Priced:
         """The price of a collective call among `ranks`."""
         price = self._collectives.get((text, ranks))
         if price is None:
@@ -124,9 +171,23 @@ class PriceList:
             self._collectives[text, ranks] = price
         return price
 
+    def launch_s(self, text: str, pick: Pick) -> float:
+        """What the call takes the host, in seconds."""
+        if isinstance(self.prices, LaunchPrices):
+            seconds, low, high = self.prices.launch(text)
+            _check((low, seconds, high), text)
+            return {"seconds": seconds, "low": low, "high": high}[pick]
+        is_view = self.operator(text).kind == VIEW
+        return self.prices.view_s if is_view else self.prices.launch_s
 
-def _checked(price: Price, text: str) -> Price:
-    if not 0 <= price.low <= price.seconds <= price.high < float("inf"):
-        figures = f"low {price.low}, {price.seconds}, high {price.high}"
-        raise PriceError(f"{figures} s is no price: 0 <= low <= seconds <= high; of {text[:200]!r}")
+
+def _checked(price: Priced, text: str) -> Priced:
+    _check((price.low, price.seconds, price.high), text)
     return price
+
+
+def _check(figures: tuple[float, float, float], text: str) -> None:
+    low, seconds, high = figures
+    if not 0 <= low <= seconds <= high < float("inf"):
+        told = f"low {low}, {seconds}, high {high}"
+        raise PriceError(f"{told} s is no price: 0 <= low <= seconds <= high; of {text[:200]!r}")

@@ -140,6 +140,7 @@ def test_the_summary_of_a_known_step() -> None:
         "bytes": 8.0,
     }
     assert rank["memory"]["capacity_bytes"] == 1 << 30
+    assert summary["memory"] == {"rank": 0, **rank["memory"]}
 
 
 def test_modules_count_what_is_below_them() -> None:
