@@ -28,3 +28,8 @@ class ClusterPrices:
     def collective(self, text: str, ranks: Sequence[int]) -> Price:
         """The price of a collective call among `ranks`."""
         return self._links.cost(Collective.parse(text), ranks)
+
+    def launch(self, text: str) -> tuple[float, float, float]:
+        """Seconds of the host for one operator call, and their low and high."""
+        span = self._costs.host.launch(Operation.parse(text))
+        return span.value, span.low, span.high

@@ -14,11 +14,11 @@ from offramp.tape.clock import QUEUE_DEPTH, Clock, Mark
 from offramp.tape.memory import Blocks, Memory, measure_memory
 from offramp.tape.modules import Breakdown, ModuleTime, OperatorTime, break_down
 from offramp.tape.play import DeadlockError, Played, play
-from offramp.tape.prices import Call, Price, PriceError, PriceList, Prices
+from offramp.tape.prices import Call, LaunchPrices, Price, Priced, PriceError, PriceList, Prices
 from offramp.tape.split import Split, split
 from offramp.tape.steps import Steps, find_steps
 from offramp.tape.summary import summarize, to_json
-from offramp.tape.tape import Group, Tape, TapeError, TapeWriter, pack, write
+from offramp.tape.tape import Group, Tables, Tape, TapeError, TapeWriter, pack, write
 from offramp.tape.trace import write_trace
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Clock",
     "DeadlockError",
     "Group",
+    "LaunchPrices",
     "Mark",
     "Memory",
     "ModuleTime",
@@ -37,9 +38,11 @@ __all__ = [
     "Price",
     "PriceError",
     "PriceList",
+    "Priced",
     "Prices",
     "Split",
     "Steps",
+    "Tables",
     "Tape",
     "TapeError",
     "TapeWriter",

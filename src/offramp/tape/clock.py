@@ -7,10 +7,9 @@ CUDA's order: the host launches, a stream works in order, events and works tie s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from offramp.tape import kinds as k
 from offramp.tape.meeting import GroupKey, Lane, Meeting, Part, Unit, group_keys
 from offramp.tape.overlap import Overlap
 from offramp.tape.prices import VIEW, Call, Pick, PriceList, parse_call
-from offramp.tape.tape import Group, Records, TapeError
+from offramp.tape.tape import Records, Tables, TapeError
 
 # The host waits while this many launches have not begun on a stream: "launching the first 1000
 # kernels" is fast, then each waits for an earlier one, and "each stream can launch 1000"
@@ -29,20 +28,6 @@ QUEUE_DEPTH: Final = 1024
 HISTORY: Final = 1 << 18
 
 _GO, _AGAIN, _PAUSE = range(3)  # after a record: the next one; this one later; the next one later
-
-
-class Tables(Protocol):
-    """What records name; the tables may grow between two calls of `feed`."""
-
-    @property
-    def signatures(self) -> Sequence[str]:
-        """Texts of operators and collectives."""
-        ...
-
-    @property
-    def groups(self) -> Sequence[Group]:
-        """Communication groups."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +82,8 @@ class Clock:
         self._settled: list[Mark] = []
         self._latest = 0.0  # the end of the units that are forgotten
         self._has_forgotten = False
-        self._durations: list[float] = []
+        self._durations: list[float] = []  # by signature; of a view -1, not known yet: nan
+        self._launches: list[float] = []
         self._calls: dict[int, tuple[Call, float]] = {}
         self._group_keys: list[GroupKey] = []
         self._batch: tuple[int, Unit] | None = None
@@ -157,7 +143,7 @@ class Clock:
         kinds, lanes, whats = self._columns
         numbers, durations, free = self._numbers, self._durations, self._free
         queues, overlaps = self._queues, self._overlaps
-        launch, view, keep = self._costs.launch_s, self._costs.view_s, self.keep
+        launches, keep = self._launches, self.keep
         records, starts, ends = self.spans
         host_at, hosts = self.hosts
         host = self.host_s
@@ -171,11 +157,10 @@ class Clock:
                     return False
             else:
                 after = _GO
-                seconds = durations[whats[index]]
-                if seconds < 0:
-                    host += view
-                else:
-                    host += launch
+                what = whats[index]
+                host += launches[what]
+                seconds = durations[what]
+                if seconds >= 0:
                     lane = lanes[index]
                     queue = queues[lane]
                     if queue[0] > host:
@@ -263,6 +248,7 @@ class Clock:
         signatures = self._tables.signatures
         missing = len(signatures) - len(self._durations)
         self._durations += [float("nan")] * missing
+        self._launches += [0.0] * missing
         for what in whats:
             if what >= len(signatures):
                 raise TapeError(f"signature {what} is named, but there are {len(signatures)}")
@@ -270,6 +256,7 @@ class Clock:
                 price = self._prices.operator(signatures[what])
                 seconds: float = getattr(price, self._pick)
                 self._durations[what] = -1.0 if price.kind == VIEW else seconds
+                self._launches[what] = self._prices.launch_s(signatures[what], self._pick)
 
     def _call(self, what: int) -> tuple[Call, float]:
         """What a collective's signature says, and what it takes."""

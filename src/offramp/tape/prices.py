@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from offramp.costs.cost import Cost as Price
 from offramp.errors import OfframpError
 
 __all__ = [
     "Call",
+    "LaunchPrices",
     "Price",
     "PriceError",
     "PriceList",
@@ -33,11 +34,30 @@ class PriceError(OfframpError, ValueError):
 class Prices(Protocol):
     """Prices by signature (the texts of a tape), and the constants of the host; seconds."""
 
-    launch_s: float  # the host, to launch one operator
-    view_s: float  # the host, for an operator that only describes memory anew
-    collective_call_s: float  # the host, to call one collective
-    readback_s: float  # the host, to read one value back, after the stream has ended
-    overlap_slowdown: float  # how many times longer compute takes while a collective runs
+    @property
+    def launch_s(self) -> float:
+        """The host, to launch one operator."""
+        ...
+
+    @property
+    def view_s(self) -> float:
+        """The host, for an operator that only describes memory anew."""
+        ...
+
+    @property
+    def collective_call_s(self) -> float:
+        """The host, to call one collective."""
+        ...
+
+    @property
+    def readback_s(self) -> float:
+        """The host, to read one value back, after the stream has ended."""
+        ...
+
+    @property
+    def overlap_slowdown(self) -> float:
+        """How many times longer compute takes while a collective runs; at least 1."""
+        ...
 
     def operator(self, text: str) -> Price:
         """The price of an operator call."""
@@ -45,6 +65,15 @@ class Prices(Protocol):
 
     def collective(self, text: str, ranks: Sequence[int]) -> Price:
         """The price of a collective call among `ranks`."""
+        ...
+
+
+@runtime_checkable
+class LaunchPrices(Protocol):
+    """Prices that also know what each operator takes the host, such as long lists of tensors."""
+
+    def launch(self, text: str) -> tuple[float, float, float]:
+        """Seconds of the host for this call, and their low and high; views too."""
         ...
 
 
@@ -118,9 +147,23 @@ class PriceList:
             self._collectives[text, ranks] = price
         return price
 
+    def launch_s(self, text: str, pick: Pick) -> float:
+        """What the call takes the host, in seconds."""
+        if isinstance(self.prices, LaunchPrices):
+            seconds, low, high = self.prices.launch(text)
+            _check((low, seconds, high), text)
+            return {"seconds": seconds, "low": low, "high": high}[pick]
+        is_view = self.operator(text).kind == VIEW
+        return self.prices.view_s if is_view else self.prices.launch_s
+
 
 def _checked(price: Price, text: str) -> Price:
-    if not 0 <= price.low <= price.seconds <= price.high < float("inf"):
-        figures = f"low {price.low}, {price.seconds}, high {price.high}"
-        raise PriceError(f"{figures} s is no price: 0 <= low <= seconds <= high; of {text[:200]!r}")
+    _check((price.low, price.seconds, price.high), text)
     return price
+
+
+def _check(figures: tuple[float, float, float], text: str) -> None:
+    low, seconds, high = figures
+    if not 0 <= low <= seconds <= high < float("inf"):
+        told = f"low {low}, {seconds}, high {high}"
+        raise PriceError(f"{told} s is no price: 0 <= low <= seconds <= high; of {text[:200]!r}")

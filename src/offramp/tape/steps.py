@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from offramp.tape import kinds as k
 from offramp.tape.play import Floats, Played
-from offramp.tape.tape import Records, Tape, TapeError
+from offramp.tape.tape import Tape, TapeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def find_steps(tapes: Sequence[Tape]) -> Steps:
     ends = [each[:count] for each in found]
     if count < 2:
         return Steps(ends, 0, is_stable=False, is_whole=True)
-    patterns = [_patterns(tape.records, each) for tape, each in zip(tapes, ends, strict=True)]
+    patterns = [_patterns(tape, each) for tape, each in zip(tapes, ends, strict=True)]
     steps = list(zip(*patterns, strict=True))
     same = [i for i in range(1, count - 1) if steps[i] == steps[i + 1]]
     return Steps(ends, same[0] if same else 1, is_stable=bool(same), is_whole=False)
@@ -94,15 +95,29 @@ def step_ends(tape: Tape) -> list[int]:
     return [int(end) for end in ends[last]]
 
 
-def _patterns(records: Records, ends: list[int]) -> list[str]:
+def _patterns(tape: Tape, ends: list[int]) -> list[str]:
     """What each step calls, as a digest."""
-    called = np.isin(records["kind"], (k.OP, k.COLLECTIVE))
+    known: dict[str, int] = {}
+    shapes = [known.setdefault(_shape(text), len(known)) for text in tape.signatures]
+    same = np.array([*shapes, 0], np.int64)
+    called = np.isin(tape.records["kind"], (k.OP, k.COLLECTIVE))
     digests = []
     begin = 0
     for end in ends:
-        part = records[begin:end][called[begin:end]]
-        columns: list[npt.NDArray[np.generic]] = [part[name] for name in ("kind", "phase", "what")]
+        part = tape.records[begin:end][called[begin:end]]
+        columns: list[npt.NDArray[np.generic]] = [part["kind"], part["phase"], same[part["what"]]]
         data = b"".join(column.tobytes() for column in columns)
         digests.append(hashlib.sha256(data).hexdigest())
         begin = end + 1
     return digests
+
+
+def _shape(text: str) -> str:
+    """A signature without real numbers: a learning rate that moves makes no other step."""
+    try:
+        data = json.loads(text)
+        values = data.get("values", {}).items()
+        data["values"] = {name: value for name, value in values if not isinstance(value, float)}
+    except (ValueError, AttributeError, TypeError):
+        return text
+    return json.dumps(data, sort_keys=True)

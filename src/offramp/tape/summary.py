@@ -69,6 +69,7 @@ def summarize(
         "mfu": None if peak_flops is None else rate / peak_flops,
         "mfu_convention": MFU_CONVENTION,
         "peak_flops": peak_flops,
+        "memory": _fullest(ranks),
         "ranks": ranks,
     }
 
@@ -76,6 +77,12 @@ def summarize(
 def to_json(summary: dict[str, Any]) -> str:
     """The text of a summary: the same for the same tapes and prices."""
     return json.dumps(summary, sort_keys=True, indent=1, allow_nan=False) + "\n"
+
+
+def _fullest(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """The memory of the rank that holds most, the first of several."""
+    rank = max(ranks, key=lambda each: each["memory"]["allocated_bytes"])
+    return {"rank": rank["rank"], **rank["memory"]}
 
 
 def _interval(

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,20 @@ class Group:
     def label(self) -> str:
         """The name, or the size where there is none."""
         return self.name or f"{len(self.ranks)} ranks"
+
+
+class Tables(Protocol):
+    """What records name; the tables may grow between two calls of `feed`."""
+
+    @property
+    def signatures(self) -> Sequence[str]:
+        """Texts of operators and collectives."""
+        ...
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """Communication groups."""
+        ...
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from tapes_by_hand import FlatPrices, Hand, RingPrices
 
 from offramp.tape import QUEUE_DEPTH, Clock, Group, PriceError, PriceList, TapeError, kinds, play
 from offramp.tape.overlap import Overlap
+from offramp.tape.prices import Pick
 
 PAIR = [Group((0, 1), "dp")]
 
@@ -42,6 +43,22 @@ def test_views_cost_the_host_only() -> None:
     clock = clock_of(Hand().op(5.0, kind="view").op(1.0), launch_s=0.25, view_s=0.5)
     assert clock.lane_ends() == {"host": 0.75, "0:0": 1.75}
     assert clock.spans[0] == [1]
+
+
+class ListPrices(FlatPrices):
+    """The host takes a second more for a list, between half and twice as long."""
+
+    def launch(self, text: str) -> tuple[float, float, float]:
+        s = 1.25 if "foreach" in text else 0.25
+        return s, s / 2, s * 2
+
+
+@pytest.mark.parametrize(("pick", "factor"), [("seconds", 1.0), ("low", 0.5), ("high", 2.0)])
+def test_prices_may_know_what_each_operator_takes_the_host(pick: Pick, factor: float) -> None:
+    tape = Hand().op(0.0).op(0.0, op="aten::_foreach_add_").op(0.0, kind="view").tape()
+    clock = Clock(tape, PriceList(ListPrices(launch_s=99.0)), pick=pick)
+    clock.feed(tape.records)
+    assert clock.host_s == factor * (0.25 + 1.25 + 0.25)
 
 
 def test_streams_run_beside_each_other_and_events_join_them() -> None:

@@ -258,3 +258,34 @@ def test_the_order_of_tapes_does_not_matter(
     straight = {each.tape.rank: each.end_s for each in play(tapes, prices)}
     mixed = play([tapes[rank] for rank in order], prices)
     assert {each.tape.rank: each.end_s for each in mixed} == straight
+
+
+@settings(deadline=None)
+@given(MESSAGES)
+def test_any_exchange_takes_what_a_simulation_in_global_order_says(
+    messages: list[tuple[int, int, int]],
+) -> None:
+    """The clock sees four tapes; the simulation sees the messages one after another."""
+    group = Group((0, 1, 2, 3))
+    hands = [Hand(rank=rank, groups=[group]) for rank in range(4)]
+    stream = [0.0] * 4
+    group_lane = 0.0
+    pair_lanes: dict[frozenset[int], float] = {}
+    for source, target, seconds in messages:
+        hands[source].op(float(seconds))
+        stream[source] += seconds
+        if source == target:
+            for hand in hands:
+                hand.wait(hand.call("all_reduce", 1.0))
+            group_lane = max(group_lane, *stream) + 1.0
+            stream = [max(end, group_lane) for end in stream]
+        else:
+            hands[source].call("send", 0.5, peer=target)
+            hands[target].wait(hands[target].call("recv", 0.5, peer=source))
+            pair = frozenset((source, target))
+            ready = max(pair_lanes.get(pair, 0.0), stream[source], stream[target])
+            pair_lanes[pair] = stream[target] = ready + 0.5
+    played = play([hand.tape() for hand in hands], FlatPrices())
+    for rank, each in enumerate(played):
+        lanes = [end for pair, end in pair_lanes.items() if rank in pair]
+        assert each.end_s == max(stream[rank], group_lane, *lanes, 0.0)

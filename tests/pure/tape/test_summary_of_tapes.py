@@ -58,16 +58,24 @@ def test_the_first_step_is_warm_up() -> None:
 
 def test_steps_before_the_pattern_repeats_are_warm_up() -> None:
     hand = Hand()
-    for seconds in (4.0, 3.0, 2.0, 1.0, 1.0, 1.0):
-        hand.op(seconds).end_step()
+    for size in (4, 3, 2, 1, 1, 1):
+        hand.op(1.0, op=f"aten::op{size}").end_step()
     steps = find_steps([hand.tape()])
     assert (steps.first, steps.measured, steps.is_stable) == (3, 3, True)
 
 
+def test_a_learning_rate_that_moves_makes_no_other_step() -> None:
+    hand = Hand()
+    for rate in (0.5, 0.25, 0.125):
+        hand.op(1.0, value=rate).end_step()
+    assert len(hand.signatures) == 3
+    assert find_steps([hand.tape()]).is_stable
+
+
 def test_steps_that_never_repeat_are_all_measured_but_the_first() -> None:
     hand = Hand()
-    for seconds in (4.0, 3.0, 2.0):
-        hand.op(seconds).end_step()
+    for size in (4, 3, 2):
+        hand.op(1.0, op=f"aten::op{size}").end_step()
     steps = find_steps([hand.tape()])
     assert (steps.first, steps.measured, steps.is_stable) == (1, 2, False)
 
@@ -140,6 +148,7 @@ def test_the_summary_of_a_known_step() -> None:
         "bytes": 8.0,
     }
     assert rank["memory"]["capacity_bytes"] == 1 << 30
+    assert summary["memory"] == {"rank": 0, **rank["memory"]}
 
 
 def test_modules_count_what_is_below_them() -> None:
