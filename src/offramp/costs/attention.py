@@ -23,7 +23,7 @@ def cost(op: Operation, shape: Attention, limits: Limits) -> Cost:
     speed = limits.bandwidth * limits.constants["memory.pointwise_share"]
     # Never faster than the peak: the share of a measured rate may exceed it at wide heads.
     fastest = Span.exact(shape.flops) / rate.peak
-    seconds = (Span.exact(_work(shape, limits)) / (rate.peak * share)).at_least(fastest)
+    seconds = (_work(shape, limits) / (rate.peak * share)).at_least(fastest)
     seconds = seconds.at_least(Span.exact(moved) / speed)
     seconds = seconds + limits.constants["memory.kernel"] * (3 if shape.backward else 1)
     which = "backward" if shape.backward else "forward"
@@ -31,17 +31,25 @@ def cost(op: Operation, shape: Attention, limits: Limits) -> Cost:
     return Cost.of_span(seconds, "attention", basis, flops=shape.flops, bytes=moved)
 
 
-def _work(shape: Attention, limits: Limits) -> float:
-    """Operations that the kernel really spends: blocks on the diagonal are done in full, and a
-    chip with more multiprocessors than blocks has idle ones."""
-    work = shape.flops
-    if shape.causal and shape.pairs:
+def _work(shape: Attention, limits: Limits) -> Span:
+    """Operations that the kernel really spends.
+
+    Blocks on the diagonal are done in full; each row of a block pays for loading and storing as
+    for `ramp` more of what it loops over; a chip with more multiprocessors than blocks has idle
+    ones.
+    """
+    if not shape.flops:
+        return Span.exact(0)
+    rows = shape.keys if shape.backward else shape.queries
+    pairs = shape.pairs
+    if shape.causal:
         diagonal = min(ROWS, shape.queries) * min(shape.queries, shape.keys) / 2
-        work *= min(shape.pairs + diagonal, shape.queries * shape.keys) / shape.pairs
+        pairs = min(pairs + diagonal, shape.queries * shape.keys)
+    done = limits.constants["attention.ramp"] * rows + pairs
+    work = done * (shape.flops / shape.pairs)
     if limits.multiprocessors is not None:
-        length = shape.keys if shape.backward else shape.queries
-        blocks = shape.batch * shape.heads * max(1.0, length / ROWS)
-        work *= max(1.0, limits.multiprocessors / max(blocks, 1.0))
+        blocks = shape.batch * shape.heads * max(1.0, rows / ROWS)
+        work = work * max(1.0, limits.multiprocessors / blocks)
     return work
 
 
@@ -50,10 +58,12 @@ def _share(op: Operation, shape: Attention, limits: Limits) -> Span:
     `softmax_width` elements, d / (d + width) of the time goes to products."""
     constants = limits.constants
     way = "backward" if shape.backward else "forward"
-    vendor = "cudnn" in op.base or "flash_attn" in op.name.partition("::")[0]
+    vendor = "cudnn" in op.base or op.name.startswith("flash_attn_3::")
     share = constants[f"attention.{'vendor_' if vendor else ''}{way}_share"]
     if "efficient" in op.base:
         share = share * constants["attention.efficient_share"]
+    if shape.causal:
+        share = share * constants["attention.causal_share"]
     width = constants["attention.softmax_width"]
     head = max(1, (shape.width + shape.value_width) / 2)
 

@@ -24,6 +24,7 @@ KEYS: Mapping[str, str] = MappingProxyType(
     {
         "products.peak_share": "1",
         "products.vector_share": "1",
+        "products.narrow_share": "1",
         "products.measured_share": "1",
         "products.ramp": "elements",
         "products.cores": "cores",
@@ -33,7 +34,9 @@ KEYS: Mapping[str, str] = MappingProxyType(
         "attention.vendor_forward_share": "1",
         "attention.vendor_backward_share": "1",
         "attention.efficient_share": "1",
+        "attention.causal_share": "1",
         "attention.softmax_width": "elements",
+        "attention.ramp": "elements",
         "memory.pointwise_share": "1",
         "memory.reduction_share": "1",
         "memory.strided_share": "1",

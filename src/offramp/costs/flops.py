@@ -231,4 +231,6 @@ _ATTENTION: Mapping[str, tuple[int, bool, bool]] = {
     **{f"_{k}_attention_backward": (1, True, True) for k in ("flash", "efficient", "cudnn")},
     **{f"flash_attn::_flash_attn_{k}forward": (0, True, False) for k in ("", "varlen_")},
     **{f"flash_attn::_flash_attn_{k}backward": (1, True, True) for k in ("", "varlen_")},
+    **{f"flash_attn_3::{k}": (0, True, False) for k in ("fwd", "_flash_attn_forward")},
+    **{f"flash_attn_3::{k}": (1, True, True) for k in ("bwd", "_flash_attn_backward")},
 }

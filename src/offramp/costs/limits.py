@@ -38,6 +38,7 @@ _WIDER: Mapping[str, tuple[tuple[str, str], ...]] = {
 }
 _CELLS = (("matrix", "float32"), ("matrix", "tf32"), ("vector", "float32"))
 _REDUCED = (("matrix", "tf32"), ("matrix", "float32"), ("vector", "float32"))
+_NARROW = ("float8", "float4", "int8")
 # Quirks that say which float32 work runs on tensor cells unless the program says otherwise.
 _CELLS_QUIRK = "fp32-tensor-cell"
 _CONVOLUTION_QUIRK = "tf32-default"
@@ -165,6 +166,8 @@ class Limits:
         if fact.tier == "measured":
             key = "measured_share"
         share = self.constants[f"products.{key}"]
+        if key == "peak_share" and name in _NARROW:
+            share = share * self.constants["products.narrow_share"]
         for_what = "" if name == wanted else f" in place of {wanted}"
         middle = ", the middle of its range" if fact.value is None else ""
         basis = f"{name} {unit} rate{for_what}{middle}, {self.constants.family} share"

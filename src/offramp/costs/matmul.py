@@ -60,10 +60,15 @@ def compute(product: Product, rate: Rate, limits: Limits) -> Span:
     cores = _cores(limits)
     exact = limits.multiprocessors is not None
 
+    kernel = limits.constants["memory.kernel"].value
+    results = product.m * product.n * product.batch
+    speed = (limits.bandwidth * limits.constants["memory.pointwise_share"]).value
+
     def seconds(plan: Plan) -> float:
-        work = plan.flops * (1 + ramp.value / plan.depth)
-        waves = _filled(plan.units, cores.value, exact) * work / plan.tile.share
-        return waves / rate.achieved.value + _partials(product, plan, limits).value
+        work = plan.flops * (1 + ramp.value / plan.depth) / plan.tile.share
+        taken = _filled(plan.units, cores.value, exact) * work / rate.achieved.value
+        partials = 2.0 * plan.split * results * _PARTIAL_BYTES / speed + kernel
+        return taken + (partials if plan.split > 1 else 0.0)
 
     best = min(_plans(product, limits), key=seconds)
     value, low, high = (_filled(best.units, c, exact) for c in (cores.value, cores.low, cores.high))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,35 +11,47 @@ from hypothesis import strategies as st
 from signatures import chip, flash, tensor
 
 from offramp import chips
-from offramp.costs import Costs, Operation
+from offramp.costs import Costs, Operation, Span
 
 
-def test_long_sequences_run_at_the_share_of_the_peak(tmp_path: Path) -> None:
+def kernels(folder: Path, *shapes: tuple[int, int, int, int], **how: bool) -> list[float]:
+    """Seconds without the fixed time, with no ramp and no loss under a causal mask."""
+    usual = Costs(chip(folder)).constants
+    spans = {**usual.spans, "attention.ramp": Span.exact(0), "memory.kernel": Span.exact(0)}
+    spans["attention.causal_share"] = Span.exact(1)
+    costs = Costs(chip(folder), replace(usual, spans=spans))
+    return [costs.of(flash(*shape, **how)).seconds for shape in shapes]
+
+
+@pytest.mark.parametrize(("backward", "way"), [(False, "forward"), (True, "backward")])
+def test_long_sequences_run_at_the_share_of_the_peak(
+    tmp_path: Path, backward: bool, way: str
+) -> None:
+    shape = (1, 16, 16384, 128)
+    (found,) = kernels(tmp_path, shape, causal=False, backward=backward)
+    share = Costs(chip(tmp_path)).constants[f"attention.{way}_share"].value
+    flops = 4 * 16 * 16384 * 16384 * 128 * (2.5 if backward else 1)
+    assert found == pytest.approx(flops / (100e12 * share))
+
+
+def test_each_block_pays_for_some_more_keys(tmp_path: Path) -> None:
     costs = Costs(chip(tmp_path))
+    ramp = costs.constants["attention.ramp"].value
     kernel = costs.constants["memory.kernel"].value
-    for backward, key, kernels in ((False, "forward", 1), (True, "backward", 3)):
-        cost = costs.of(flash(1, 16, 16384, 128, causal=False, backward=backward))
-        share = costs.constants[f"attention.{key}_share"].value
-        assert cost.seconds == pytest.approx(cost.flops / (100e12 * share) + kernels * kernel)
-        assert cost.kind == "attention"
+    cost = costs.of(flash(1, 16, 4096, 128, causal=False))
+    (without,) = kernels(tmp_path, (1, 16, 4096, 128), causal=False)
+    assert (cost.seconds - kernel) / without == pytest.approx((4096 + ramp) / 4096)
 
 
 def test_smaller_heads_are_slower_for_their_softmax(tmp_path: Path) -> None:
-    costs = Costs(chip(tmp_path))
-    width = costs.constants["attention.softmax_width"].value
-    kernel = costs.constants["memory.kernel"].value
-    wide, narrow = (costs.of(flash(1, h, 8192, d, causal=False)) for h, d in ((8, 128), (16, 64)))
-    assert wide.flops == narrow.flops
-    ratio = (narrow.seconds - kernel) / (wide.seconds - kernel)
-    assert ratio == pytest.approx((64 + width) / 64 * 128 / (128 + width))
+    width = Costs(chip(tmp_path)).constants["attention.softmax_width"].value
+    wide, narrow = kernels(tmp_path, (1, 8, 8192, 128), (1, 16, 8192, 64), causal=False)
+    assert narrow / wide == pytest.approx((64 + width) / 64 * 128 / (128 + width))
 
 
 def test_causal_takes_half_and_the_diagonal(tmp_path: Path) -> None:
-    costs = Costs(chip(tmp_path))
-    kernel = costs.constants["memory.kernel"].value
-    full, half = (
-        costs.of(flash(1, 16, 8192, 128, causal=c)).seconds - kernel for c in (False, True)
-    )
+    shape = (1, 16, 8192, 128)
+    (full,), (half,) = (kernels(tmp_path, shape, causal=causal) for causal in (False, True))
     assert half / full == pytest.approx((8192 + 128) / 8192 / 2)
 
 
