@@ -14,7 +14,7 @@ from offramp.tape.clock import QUEUE_DEPTH, Clock, Mark
 from offramp.tape.memory import Blocks, Memory, measure_memory
 from offramp.tape.modules import Breakdown, ModuleTime, OperatorTime, break_down
 from offramp.tape.play import DeadlockError, Played, play
-from offramp.tape.prices import Call, LaunchPrices, Price, Priced, PriceError, PriceList, Prices
+from offramp.tape.prices import Call, LaunchPrices, Price, PriceError, PriceList, Prices
 from offramp.tape.split import Split, split
 from offramp.tape.steps import Steps, find_steps
 from offramp.tape.summary import summarize, to_json
@@ -38,7 +38,6 @@ __all__ = [
     "Price",
     "PriceError",
     "PriceList",
-    "Priced",
     "Prices",
     "Split",
     "Steps",
