@@ -11,7 +11,7 @@ from offramp.costs.limits import Limits
 from offramp.costs.memory_bound import size
 from offramp.costs.operation import Operation
 
-ROWS = 128  # queries in a block of the flash kernels (FlashAttention-2, section 3.3)
+ROWS = 128  # queries in a block of the flash kernels, their usual size
 REFERENCE_WIDTH = 128  # head size at which the shares of the constants hold
 
 

@@ -42,6 +42,8 @@ class Costs:
     def _work_out(self, op: Operation) -> Cost:
         if op.base in VIEWS:
             return Cost(0.0, 0.0, 0.0, "view", "no kernel")
+        if op.outputs and not any(map(memory_bound.size, op.outputs)):
+            return Cost(0.0, 0.0, 0.0, "view", "nothing to write, no kernel")
         link = _LINKS.get(str(op.values.get("way", "")))
         if link is not None:
             return self._over(link, op)

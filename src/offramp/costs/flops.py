@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from offramp.costs.operation import Operation, Tensor
 
+# What reading sizes raises when there are fewer than the operator's schema promises.
+_NO_SUCH_SHAPES = (IndexError, TypeError, ValueError, ZeroDivisionError)
+
 
 @dataclass(frozen=True, slots=True)
 class Product:
@@ -66,21 +69,31 @@ class Attention:
 
 
 def products(op: Operation) -> tuple[Product, ...]:
-    """The matrix products in `op`; none when it is no product."""
+    """The matrix products in `op`; none when it is no product, or its shapes are no product's."""
     find = _PRODUCTS.get(op.base)
-    return find(op) if find is not None else ()
+    try:
+        return find(op) if find is not None else ()
+    except _NO_SUCH_SHAPES:
+        return ()
 
 
 def attention(op: Operation) -> Attention | None:
-    """The fused attention that `op` is, if it is."""
+    """The fused attention that `op` is, if it is, with shapes that attention has."""
     place = _ATTENTION.get(op.base)
-    if place is None:
+    try:
+        return _find_attention(op, *place) if place is not None else None
+    except _NO_SUCH_SHAPES:
         return None
-    first, sequence_first, backward = place
+
+
+def _find_attention(
+    op: Operation, first: int, sequence_first: bool, backward: bool
+) -> Attention | None:
     q, k, v = (op.tensor(first + i) for i in range(3))
     if q is None or k is None or v is None:
         return None
     packed = len(q.sizes) == 3
+    sequence_first = sequence_first or packed
     queries, heads = _length_and_heads(q.sizes, sequence_first)
     keys, _ = _length_and_heads(k.sizes, sequence_first)
     batch: float = 1 if packed else q.sizes[0]
@@ -227,10 +240,14 @@ _ATTENTION: Mapping[str, tuple[int, bool, bool]] = {
     **{_SDPA.format(*k): (1, False, True) for k in (("flash_", "_for_cpu_backward"),)},
     _SDPA.format("fused_", "_overrideable"): (0, False, False),
     _SDPA.format("fused_", "_overrideable_backward"): (1, False, True),
-    **{f"_{k}_attention_forward": (0, True, False) for k in ("flash", "efficient", "cudnn")},
-    **{f"_{k}_attention_backward": (1, True, True) for k in ("flash", "efficient", "cudnn")},
+    **{f"_{k}_attention_forward": (0, True, False) for k in ("flash", "efficient")},
+    **{f"_{k}_attention_backward": (1, True, True) for k in ("flash", "efficient")},
+    "_cudnn_attention_forward": (0, False, False),
+    "_cudnn_attention_backward": (1, False, True),
     **{f"flash_attn::_flash_attn_{k}forward": (0, True, False) for k in ("", "varlen_")},
     **{f"flash_attn::_flash_attn_{k}backward": (1, True, True) for k in ("", "varlen_")},
     **{f"flash_attn_3::{k}": (0, True, False) for k in ("fwd", "_flash_attn_forward")},
     **{f"flash_attn_3::{k}": (1, True, True) for k in ("bwd", "_flash_attn_backward")},
 }
+# Every operator in which work is counted, without namespace `aten` and overload.
+KNOWN = frozenset(_PRODUCTS) | frozenset(_ATTENTION)

@@ -63,7 +63,7 @@ def traffic(op: Operation) -> Traffic:
         return Traffic(2 * written + indices, "gather")
     if base in PATCHES:  # the target, or a copy of it, is changed where the update says
         update = sum(size(item) for item in op.inputs[1:])
-        copied = 0 if base.endswith("_") else size(op.inputs[0]) + written
+        copied = 0 if base.endswith("_") else sum(map(size, op.inputs[:1])) + written
         return Traffic(copied + 3 * update, "scatter")
     if base in SCATTERS:  # the gradient is filled with zeros, then added to
         update = sum(size(item) for item in op.inputs)

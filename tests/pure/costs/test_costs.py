@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from signatures import add, flash, mm, tensor
 
 from offramp import chips
-from offramp.costs import Costs, MissingFactError, Operation, Tensors
+from offramp.costs import Cost, Costs, MissingFactError, Operation, Tensors, classes
+from offramp.costs.flops import KNOWN
 from offramp.errors import UsageError
 
 REAL = [name for name in chips.names() if name != "cpu"]
@@ -78,7 +84,54 @@ def test_the_host_charges_by_what_is_called() -> None:
     assert host.readback.low > 0
 
 
+def test_the_example_of_the_docs_is_true() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "costs.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    names: dict[str, object] = {}
+    exec(code, names)
+    cost = names["cost"]
+    assert isinstance(cost, Cost)
+    for value in (cost.seconds, cost.low, cost.high):
+        assert f"{value:.3g}" in code
+    assert cost.basis in code
+
+
 def test_overlap_slows_compute_down() -> None:
     costs = Costs(chips.load("nvidia-h100"))
     assert costs.overlap.low <= costs.overlap_slowdown <= costs.overlap.high
     assert costs.overlap.low >= 1
+
+
+NAMES = sorted(KNOWN.union(*(v for v in vars(classes).values() if isinstance(v, frozenset))))
+TENSOR = st.builds(
+    lambda sizes, dtype: tensor(*sizes, dtype=dtype),
+    st.lists(st.integers(0, 300), max_size=5),
+    st.sampled_from(["bfloat16", "float32", "int64", "bool", "float8_e4m3fn", "complex64"]),
+)
+LISTED = st.builds(
+    Tensors, *[st.integers(0, 9)] * 2, st.sampled_from(["", "int8"]), st.integers(0, 9)
+)
+ARGUMENT = st.one_of(st.none(), TENSOR, LISTED)
+VALUES = st.dictionaries(
+    st.sampled_from(
+        ["dim", "groups", "is_causal", "window_size_left", "transposed", "output_mask"]
+    ),
+    st.one_of(st.none(), st.integers(-3, 5), st.booleans(), st.lists(st.booleans(), max_size=4)),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.sampled_from([*NAMES, "mine::unknown"]),
+    *(st.lists(ARGUMENT, max_size=7), st.lists(st.one_of(TENSOR, LISTED), max_size=3), VALUES),
+)
+def test_any_call_has_a_cost(
+    name: str, ins: list[Any], outs: list[Any], values: dict[str, Any]
+) -> None:
+    costs = Costs(chips.load("zhenwu-810e"))
+    full = name if "::" in name else f"aten::{name}.overload"
+    cost = costs.of(Operation(full, tuple(ins), tuple(outs), values))
+    assert 0 <= cost.low <= cost.seconds <= cost.high < float("inf")
+    assert cost.kind in KINDS
+    assert cost.flops >= 0
+    assert cost.bytes >= 0

@@ -93,12 +93,22 @@ def test_attention_of_grouped_queries_other_lengths_and_heads() -> None:
     assert found.flops == 2 * 2 * 8 * 100 * 300 * (192 + 128)
 
 
-def test_packed_sequences_see_only_themselves() -> None:
+@pytest.mark.parametrize("kernel", ["flash", "cudnn"])
+def test_packed_sequences_see_only_themselves(kernel: str) -> None:
     x, ends = tensor(1024, 4, 64), tensor(9, dtype="int32")
-    op = Operation("aten::_flash_attention_forward", (x, x, x, ends, ends), (x,))
+    op = Operation(f"aten::_{kernel}_attention_forward", (x, x, x, None, ends, ends), (x,))
     found = attention(op)
     assert found is not None
     assert found.flops == 4 * 4 * 64 * 8 * 128 * 128
+
+
+def test_where_the_sequence_is_depends_on_the_operator() -> None:
+    x = tensor(2, 512, 4, 64)
+    names = {"_flash_attention_forward": 512, "_cudnn_attention_forward": 4}
+    for name, length in names.items():
+        found = attention(Operation(f"aten::{name}", (x, x, x), (x,)))
+        assert found is not None
+        assert (found.batch, found.queries, found.heads) == (2, length, 2048 // length)
 
 
 def test_a_window_bounds_the_keys() -> None:

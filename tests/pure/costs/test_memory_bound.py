@@ -90,6 +90,14 @@ def test_unknown_operators_read_and_write_everything_once() -> None:
     assert moved("mine::anything", (tensor(MI), None), (tensor(MI),)) == (4 * MI, "pointwise")
 
 
+def test_empty_results_need_no_kernel(tmp_path: Path) -> None:
+    costs = Costs(chip(tmp_path))
+    assert costs.of(add(0)).seconds == 0
+    nothing = tensor(0, 64)
+    total = Operation("aten::sum", (nothing,), (tensor(dtype="float32"),))
+    assert costs.of(total).seconds > 0, "a sum of nothing writes a zero"
+
+
 def test_views_are_free_and_links_are_links(tmp_path: Path) -> None:
     costs = Costs(chip(tmp_path))
     view = costs.of(Operation("aten::view", (tensor(MI),), (tensor(MI),)))
