@@ -29,15 +29,17 @@ class Reel:
 class Recording:
     """The tape of this process.
 
-    `step_ended` is called after each step of the optimizer with the most parameters so far.
+    `step_ended` is called after each step of the optimizer with the most parameters so far, with
+    how many steps it has made.
     """
 
-    def __init__(self, device: VirtualDevice, step_ended: Callable[[], None]) -> None:
+    def __init__(self, device: VirtualDevice, step_ended: Callable[[int], None]) -> None:
         self._core = device.native
         self._names = Names()
         self._step_ended = step_ended
         self._filed: set[int] = set()
         self._largest: tuple[int, int] = (0, 0)  # elements and identity of the main optimizer
+        self._steps = 0
         self._core.start_tape()
         self._attribution = Attribution(self._core, self._names, self._begin, self._end)
 
@@ -48,7 +50,9 @@ class Recording:
 
     def _begin(self, optimizer: Any) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._largest = max(self._largest, (sum(p.numel() for p in parameters), id(optimizer)))
+        elements = sum(parameter.numel() for parameter in parameters)
+        if elements > self._largest[0]:
+            self._largest, self._steps = (elements, id(optimizer)), 0
         for parameter in parameters:
             self._file(parameter, PARAMETERS)
             self._file(parameter.grad, GRADIENTS)
@@ -58,7 +62,8 @@ class Recording:
             for value in state.values() if isinstance(state, Mapping) else ():
                 self._file(value, OPTIMIZER)
         if self._largest[1] == id(optimizer):
-            self._step_ended()
+            self._steps += 1
+            self._step_ended(self._steps)
 
     def _file(self, value: Any, category: int) -> None:
         """Say what the memory behind a tensor is for; once for each block."""

@@ -84,10 +84,10 @@ class Player:
             "virtual": True,
         }
 
-    def _stepped(self) -> None:
-        self._steps += 1
+    def _stepped(self, steps: int) -> None:
+        self._steps = steps
         self._save()
-        if self._part.steps and self._steps >= self._part.steps:
+        if self._part.steps and steps >= self._part.steps:
             raise Enough(0)
 
     def _save(self) -> None:

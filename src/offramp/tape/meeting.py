@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from offramp.tape.prices import Call
 from offramp.tape.tape import Group, TapeError
 
-GroupKey = tuple[tuple[int, ...], int]  # the ranks, and which of the groups that have these ranks
+# The ranks, the name, and which of the groups that have these.
+GroupKey = tuple[tuple[int, ...], str, int]
 
 
 @dataclass(slots=True)
@@ -170,14 +171,14 @@ def describe(part: Part) -> str:
 
 
 def group_keys(groups: Sequence[Group]) -> list[GroupKey]:
-    """What identifies each group across tapes: its ranks, and which of those with these ranks.
+    """What identifies each group across tapes: its ranks, its name, and which of those it is.
 
-    Members create the groups that they share in the same order, so the place among groups of the
-    same ranks is the same on all of them.
+    PyTorch names groups alike on all ranks. Members create the nameless groups that they share in
+    the same order, so the place among those of the same ranks is the same on all of them.
     """
-    counts: dict[tuple[int, ...], int] = {}
+    counts: dict[tuple[tuple[int, ...], str], int] = {}
     keys = []
     for group in groups:
-        number = counts[group.ranks] = counts.get(group.ranks, -1) + 1
-        keys.append((group.ranks, number))
+        number = counts[group.ranks, group.name] = counts.get((group.ranks, group.name), -1) + 1
+        keys.append((group.ranks, group.name, number))
     return keys

@@ -107,8 +107,8 @@ def take_step(run: Run, total: int | None) -> dict[str, float]:
     rate = learning_rate(job.schedule, progress.step, total)
     scale = progress.scale.value
     loss_sum = parallel.forward_backward(rows.micro, scale / max(1, trained))
-    loss = float(parallel.total(loss_sum)) / max(1, trained)
-    norm = float(parallel.gradient_norm()) / scale
+    loss = parallel.total(loss_sum).item() / max(1, trained)
+    norm = parallel.gradient_norm().item() / scale
     finite = math.isfinite(loss) and math.isfinite(norm)
     # An overflow that a smaller scale will avoid is how fp16 finds its scale, and no news.
     searching = progress.scale.active and not finite and scale > 1

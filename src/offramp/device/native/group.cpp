@@ -129,7 +129,7 @@ void Collectives::note(const Call& call, const ChipWork& work) const {
   const int index = tensors.empty() ? current_device() : tensors[0].device().index();
   note_collective({call.type, index, call.peer, work.ticket(), coalescing_ > 0 ? batch_ : 0},
                   call.inputs, call.outputs, members(*this, options_->global_ranks_in_group),
-                  options_->group_name);
+                  getGroupUid());
   for (const auto& tensor : buffers(call.type, call.inputs, call.outputs)) {
     const auto serial = block_serial(tensor.storage().data());
     offramp::note(Kind::kCategory, index, kCommunication, serial, 0);
@@ -149,6 +149,7 @@ void Collectives::settle(const Call& call, const std::function<void(c10d::Backen
   known = known && bytes <= rehearsal().known_bytes;
   if (known) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const TapePause noted_already;
     run(*transport_);
   }
   for (const auto& tensor : call.outputs) set_known(tensor, known);
