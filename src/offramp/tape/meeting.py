@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from offramp.tape.prices import Call
 from offramp.tape.tape import Group, TapeError
 
-GroupKey = tuple[tuple[int, ...], int]  # the ranks, and which of the groups that have these ranks
+GroupKey = tuple[tuple[int, ...], str | int]  # the ranks, and the name or the place among those
 
 
 @dataclass(slots=True)
@@ -41,6 +41,7 @@ class Unit:
     start: float = 0.0
     end: float = 0.0
     missing: int = 0  # parts that have not met
+    busy: dict[str, float] = field(default_factory=dict)  # seconds of sends, receives, the rest
     published: bool = False
     is_done: bool = False
 
@@ -78,7 +79,12 @@ class _Match:
     name: str
     start: float = 0.0
     seconds: float = 0.0
+    source: int = -1  # of a transfer
     came: dict[int, Unit] = field(default_factory=dict)
+
+    def way(self, rank: int) -> str:
+        """Which way the data goes on `rank`'s link."""
+        return "both" if self.source < 0 else "out" if rank == self.source else "in"
 
 
 class Meeting:
@@ -130,7 +136,9 @@ class Meeting:
         self, unit: Unit, part: Part, key: tuple[object, ...], members: frozenset[int]
     ) -> list[tuple[Unit, Lane]]:
         name = "transfer" if part.call.is_transfer else part.call.name
-        match = self._matches.setdefault(key, _Match(members, name))
+        sends = part.call.name == "send"
+        source = (unit.rank if sends else part.call.peer) if part.call.is_transfer else -1
+        match = self._matches.setdefault(key, _Match(members, name, source=source))
         if match.name != name:
             other = next(iter(match.came.values()))
             raise TapeError(
@@ -144,9 +152,11 @@ class Meeting:
             return []
         del self._matches[key]
         following = []
-        for each in match.came.values():
+        for rank, each in match.came.items():
             each.start = max(each.start, match.start)
             each.end = max(each.end, match.start + match.seconds)
+            way = match.way(rank)
+            each.busy[way] = each.busy.get(way, 0.0) + match.seconds
             each.missing -= 1
             if not each.missing:
                 following += self._finish(each)
@@ -156,6 +166,8 @@ class Meeting:
         """The unit has met everybody: its lane goes on; the next unit there, if it waits."""
         lane, on_done = self._on_done.pop(id(unit))
         unit.is_done = True
+        # What goes the same way follows each other; sends and receives go at once.
+        unit.end = max(unit.end, unit.start + max(unit.busy.values()))
         lane.free = unit.end
         lane.waiting.popleft()
         on_done(unit)
@@ -170,14 +182,13 @@ def describe(part: Part) -> str:
 
 
 def group_keys(groups: Sequence[Group]) -> list[GroupKey]:
-    """What identifies each group across tapes: its ranks, and which of those with these ranks.
+    """What identifies each group across tapes: its ranks and its name, on which members agree.
 
-    Members create the groups that they share in the same order, so the place among groups of the
-    same ranks is the same on all of them.
+    Of groups without a name it is the place among those of the same ranks.
     """
     counts: dict[tuple[int, ...], int] = {}
-    keys = []
+    keys: list[GroupKey] = []
     for group in groups:
-        number = counts[group.ranks] = counts.get(group.ranks, -1) + 1
-        keys.append((group.ranks, number))
+        number = counts[group.ranks] = counts.get(group.ranks, -1) + (not group.name)
+        keys.append((group.ranks, group.name or number))
     return keys

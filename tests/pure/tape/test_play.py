@@ -132,6 +132,50 @@ def test_a_batch_goes_both_ways_at_once() -> None:
     assert [each.end_s for each in play(tapes, FlatPrices())] == [2.0 + 4.0 + 1.0] * 2
 
 
+def test_what_goes_the_same_way_in_a_batch_shares_the_link() -> None:
+    """Rank 0 sends 1 s to each of two ranks: 2 s; each of them has received after 1 s."""
+    group = Group((0, 1, 2))
+    source = Hand(rank=0, groups=[group])
+    for peer in (1, 2):
+        source.call("send", 1.0, batch=1, peer=peer)
+    tapes = [source.tape()]
+    for rank in (1, 2):
+        hand = Hand(rank=rank, groups=[group])
+        tapes.append(hand.wait(hand.call("recv", 1.0, batch=1, peer=0)).tape())
+    assert [each.end_s for each in play(tapes, FlatPrices())] == [2.0, 1.0, 1.0]
+
+
+def test_collectives_of_one_batch_follow_each_other() -> None:
+    tapes = []
+    for rank in range(2):
+        hand = Hand(rank=rank, groups=[Group((0, 1))]).op(float(rank))
+        works = [hand.call("all_gather", 0.5, batch=7) for _ in range(4)]
+        tapes.append(hand.wait(works[0]).tape())
+    assert [each.end_s for each in play(tapes, FlatPrices())] == [1.0 + 4 * 0.5] * 2
+
+
+def test_groups_without_a_name_match_by_their_place() -> None:
+    groups = [Group((0, 1)), Group((0, 1))]
+    tapes = []
+    for rank in range(2):
+        hand = Hand(rank=rank, groups=groups)
+        for number in range(2):
+            hand.call("all_reduce", 1.0 + number, group=number)
+        tapes.append(hand.tape())
+    assert [each.end_s for each in play(tapes, FlatPrices())] == [2.0, 2.0]
+
+
+def test_groups_of_a_name_match_wherever_they_are_in_the_table() -> None:
+    tapes = []
+    for rank, names in enumerate((("a", "b"), ("b", "a"))):
+        hand = Hand(rank=rank, groups=[Group((0, 1), name) for name in names])
+        hand.op(1.0 + rank)
+        hand.wait(hand.call("all_reduce", 1.0, group=names.index("a")))
+        hand.wait(hand.call("all_gather", 1.0, group=names.index("b")))
+        tapes.append(hand.tape())
+    assert [each.end_s for each in play(tapes, FlatPrices())] == [4.0, 4.0]
+
+
 def test_a_ring_of_single_sends_and_receives_is_no_deadlock() -> None:
     """Everyone sends to the right, then receives from the left: pairs have lanes of their own."""
     count = 4
