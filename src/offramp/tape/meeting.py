@@ -19,7 +19,7 @@ class Part:
     record: int
     call: Call
     group: Group
-    key: GroupKey
+    key: int  # of the group, in the meeting
     seconds: float
 
 
@@ -97,10 +97,19 @@ class Meeting:
 
     def __init__(self, ranks: Iterable[int] = ()) -> None:
         self._played = frozenset(ranks)
+        self._groups: dict[GroupKey, int] = {}
+        self._members: list[frozenset[int]] = []  # of each group those that are played
         self._counts: dict[tuple[object, ...], int] = {}
         self._matches: dict[tuple[object, ...], _Match] = {}
         self._keys: dict[int, list[tuple[tuple[object, ...], frozenset[int]]]] = {}
         self._on_done: dict[int, tuple[Lane, Callable[[Unit], None]]] = {}
+
+    def number_of(self, key: GroupKey) -> int:
+        """The group's number in this meeting: groups may have ten thousands of ranks."""
+        number = self._groups.setdefault(key, len(self._members))
+        if number == len(self._members):
+            self._members.append(self._played.intersection(key[0]))
+        return number
 
     def join(self, unit: Unit, lane: Lane, on_done: Callable[[Unit], None]) -> None:
         """Queue `unit` on its lane; `on_done` is called once its times are known."""
@@ -118,8 +127,8 @@ class Meeting:
         what: tuple[object, ...] = (part.key, pair) if call.is_transfer else (part.key,)
         number = self._counts.get((rank, call.name if call.is_transfer else "", *what), 0)
         self._counts[(rank, call.name if call.is_transfer else "", *what)] = number + 1
-        members: Sequence[int] = pair if call.is_transfer else part.group.ranks
-        return (*what, number), self._played.intersection(members) | {rank}
+        members = self._played.intersection(pair) if call.is_transfer else self._members[part.key]
+        return (*what, number), members | {rank}
 
     def _publish(self, unit: Unit, lane: Lane) -> None:
         """The unit is first on its lane: say when it is ready, to all it meets, then wait."""
