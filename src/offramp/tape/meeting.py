@@ -75,7 +75,7 @@ class Lane:
 class _Match:
     """Calls that belong together, one of each member that is played."""
 
-    members: frozenset[int]
+    expected: int
     name: str
     start: float = 0.0
     seconds: float = 0.0
@@ -99,9 +99,9 @@ class Meeting:
         self._played = frozenset(ranks)
         self._groups: dict[GroupKey, int] = {}
         self._members: list[frozenset[int]] = []  # of each group those that are played
-        self._counts: dict[tuple[object, ...], int] = {}
-        self._matches: dict[tuple[object, ...], _Match] = {}
-        self._keys: dict[int, list[tuple[tuple[object, ...], frozenset[int]]]] = {}
+        self._counts: dict[tuple[int | str, ...], int] = {}
+        self._matches: dict[tuple[int, ...], _Match] = {}
+        self._keys: dict[int, list[tuple[tuple[int, ...], int]]] = {}
         self._on_done: dict[int, tuple[Lane, Callable[[Unit], None]]] = {}
 
     def number_of(self, key: GroupKey) -> int:
@@ -120,15 +120,20 @@ class Meeting:
         if len(lane.waiting) == 1:
             self._publish(unit, lane)
 
-    def _place(self, rank: int, part: Part) -> tuple[tuple[object, ...], frozenset[int]]:
-        """The match that a call belongs to, and the ranks expected there."""
-        call = part.call
-        pair = (rank, call.peer) if call.name == "send" else (call.peer, rank)
-        what: tuple[object, ...] = (part.key, pair) if call.is_transfer else (part.key,)
-        number = self._counts.get((rank, call.name if call.is_transfer else "", *what), 0)
-        self._counts[(rank, call.name if call.is_transfer else "", *what)] = number + 1
-        members = self._played.intersection(pair) if call.is_transfer else self._members[part.key]
-        return (*what, number), members | {rank}
+    def _place(self, rank: int, part: Part) -> tuple[tuple[int, ...], int]:
+        """The match that a call belongs to, and how many calls make it."""
+        name, peer = part.call.name, part.call.peer
+        if part.call.is_transfer:
+            pair = (rank, peer) if name == "send" else (peer, rank)
+            what: tuple[int, ...] = (part.key, *pair)
+            count = 2 if peer in self._played and peer != rank else 1
+        else:
+            members = self._members[part.key]
+            name, what, count = "", (part.key,), len(members) + (rank not in members)
+        counted: tuple[int | str, ...] = (rank, name, *what)
+        number = self._counts.get(counted, 0)
+        self._counts[counted] = number + 1
+        return (*what, number), count
 
     def _publish(self, unit: Unit, lane: Lane) -> None:
         """The unit is first on its lane: say when it is ready, to all it meets, then wait."""
@@ -138,16 +143,16 @@ class Meeting:
             unit.ready = max(unit.base, lane.free)
             unit.published = True
             unit.start = unit.end = unit.ready
-            for part, (key, members) in zip(unit.parts, self._keys.pop(id(unit)), strict=True):
-                pending += self._arrive(unit, part, key, members)
+            for part, (key, count) in zip(unit.parts, self._keys.pop(id(unit)), strict=True):
+                pending += self._arrive(unit, part, key, count)
 
     def _arrive(
-        self, unit: Unit, part: Part, key: tuple[object, ...], members: frozenset[int]
+        self, unit: Unit, part: Part, key: tuple[int, ...], count: int
     ) -> list[tuple[Unit, Lane]]:
         name = "transfer" if part.call.is_transfer else part.call.name
         sends = part.call.name == "send"
         source = (unit.rank if sends else part.call.peer) if part.call.is_transfer else -1
-        match = self._matches.setdefault(key, _Match(members, name, source=source))
+        match = self._matches.setdefault(key, _Match(count, name, source=source))
         if match.name != name:
             other = next(iter(match.came.values()))
             raise TapeError(
@@ -157,7 +162,7 @@ class Meeting:
         match.came[unit.rank] = unit
         match.start = max(match.start, unit.ready)
         match.seconds = max(match.seconds, part.seconds)
-        if len(match.came) < len(match.members):
+        if len(match.came) < match.expected:
             return []
         del self._matches[key]
         following = []

@@ -151,6 +151,25 @@ def test_the_summary_of_a_known_step() -> None:
     assert summary["memory"] == {"rank": 0, **rank["memory"]}
 
 
+def test_capacity_is_what_the_tape_says_unless_it_is_given() -> None:
+    hand = Hand(header={"capacity_bytes": 64}).op(1.0)
+    assert summarize([hand.tape()], FlatPrices())["memory"]["capacity_bytes"] == 64
+    given = summarize([hand.tape()], FlatPrices(), capacity_bytes=32)
+    assert given["memory"]["capacity_bytes"] == 32
+
+
+def test_what_was_played_before_is_not_played_again() -> None:
+    tapes = [train(rank=rank).tape() for rank in range(2)]
+    prices = PriceList(FlatPrices(launch_s=1e-6))
+    played = play(tapes, prices)
+    assert summarize(tapes, prices, played=played) == summarize(tapes, prices)
+
+
+def test_a_peak_rate_is_positive() -> None:
+    with pytest.raises(TapeError, match="0 FLOP/s"):
+        summarize([train().tape()], FlatPrices(), peak_flops=0)
+
+
 def test_modules_count_what_is_below_them() -> None:
     hand = Hand(module="a").op(1.0)
     hand.module = "a.b"
