@@ -314,7 +314,9 @@ class Clock:
         if key not in self._comms:
             place = " on the host" if call.on_host else ""
             name = f"{part.group.label} with {peer}" if is_pair else part.group.label
-            self._comms[key] = Lane(name + place)
+            taken = {(of, lane.name) for (of, *_), lane in self._comms.items()}
+            number = f" #{call.group}" if (unit.device, name + place) in taken else ""
+            self._comms[key] = Lane(name + place + number)
         unit.lane = self._comms[key].name
         self._meeting.join(unit, self._comms[key], self._done)
 

@@ -92,6 +92,31 @@ def test_optimizers_that_step_in_a_row_end_one_step() -> None:
     assert np.diff(steps.bounds(play([hand.tape()], FlatPrices()))).tolist() == [1.75, 1.75]
 
 
+def test_an_optimizer_that_makes_its_state_first_ends_no_step() -> None:
+    hand = Hand(phase=kinds.OPTIMIZER).op(1.0).end_step()
+    for _ in range(2):
+        hand.phase = kinds.FORWARD
+        hand.op(1.0)
+        hand.phase = kinds.OPTIMIZER
+        hand.op(0.5).end_step()
+    assert find_steps([hand.tape()]).found == 2
+
+
+@pytest.mark.parametrize(
+    ("ranks", "name", "label"),
+    [
+        ((0, 1, 2, 3), "", "4 ranks"),
+        ((0, 8, 16), "12809", "3 ranks at a stride of 8"),
+        ((0, 1, 5), "7", "3 ranks"),
+        ((0, 8), "dp", "dp"),
+    ],
+)
+def test_a_group_is_called_by_its_name_or_its_ranks(
+    ranks: tuple[int, ...], name: str, label: str
+) -> None:
+    assert Group(ranks, name).label == label
+
+
 @pytest.mark.parametrize("ends", [0, 1])
 def test_a_program_without_a_second_step_is_taken_whole(ends: int) -> None:
     hand = Hand().op(3.0)
