@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.tape import kinds as k
-from offramp.tape.meeting import GroupKey, Lane, Meeting, Part, Unit, group_keys
+from offramp.tape.meeting import Lane, Meeting, Part, Unit, group_keys
 from offramp.tape.overlap import Overlap
 from offramp.tape.prices import VIEW, Call, Pick, PriceList, parse_call
 from offramp.tape.tape import Records, Tables, TapeError
@@ -85,7 +85,7 @@ class Clock:
         self._durations: list[float] = []  # by signature; of a view -1, not known yet: nan
         self._launches: list[float] = []
         self._calls: dict[int, tuple[Call, float]] = {}
-        self._group_keys: list[GroupKey] = []
+        self._group_keys: list[int] = []
         self._batch: tuple[int, Unit] | None = None
         self._fed = 0  # records so far, those of memory included
         self._at = 0
@@ -279,7 +279,7 @@ class Clock:
         work, batch = (int(column[index]) for column in self._arguments)
         groups = self._tables.groups
         if len(self._group_keys) < len(groups):
-            self._group_keys = group_keys(groups)
+            self._group_keys = [self._meeting.number_of(key) for key in group_keys(groups)]
         group, key = groups[call.group], self._group_keys[call.group]
         part = Part(self._numbers[index], call, group, key, seconds)
         self.host_s += self._costs.collective_call_s
@@ -314,7 +314,9 @@ class Clock:
         if key not in self._comms:
             place = " on the host" if call.on_host else ""
             name = f"{part.group.label} with {peer}" if is_pair else part.group.label
-            self._comms[key] = Lane(name + place)
+            taken = {(of, lane.name) for (of, *_), lane in self._comms.items()}
+            number = f" #{call.group}" if (unit.device, name + place) in taken else ""
+            self._comms[key] = Lane(name + place + number)
         unit.lane = self._comms[key].name
         self._meeting.join(unit, self._comms[key], self._done)
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from offramp.tape.prices import Call
 from offramp.tape.tape import Group, TapeError
 
-# The ranks, the name, and which of the groups that have these.
-GroupKey = tuple[tuple[int, ...], str, int]
+GroupKey = tuple[tuple[int, ...], str | int]  # the ranks, and the name or the place among those
 
 
 @dataclass(slots=True)
@@ -20,7 +19,7 @@ class Part:
     record: int
     call: Call
     group: Group
-    key: GroupKey
+    key: int  # of the group, in the meeting
     seconds: float
 
 
@@ -42,6 +41,7 @@ class Unit:
     start: float = 0.0
     end: float = 0.0
     missing: int = 0  # parts that have not met
+    busy: dict[str, float] = field(default_factory=dict)  # seconds of sends, receives, the rest
     published: bool = False
     is_done: bool = False
 
@@ -75,11 +75,16 @@ class Lane:
 class _Match:
     """Calls that belong together, one of each member that is played."""
 
-    members: frozenset[int]
+    expected: int
     name: str
     start: float = 0.0
     seconds: float = 0.0
+    source: int = -1  # of a transfer
     came: dict[int, Unit] = field(default_factory=dict)
+
+    def way(self, rank: int) -> str:
+        """Which way the data goes on `rank`'s link."""
+        return "both" if self.source < 0 else "out" if rank == self.source else "in"
 
 
 class Meeting:
@@ -92,10 +97,19 @@ class Meeting:
 
     def __init__(self, ranks: Iterable[int] = ()) -> None:
         self._played = frozenset(ranks)
-        self._counts: dict[tuple[object, ...], int] = {}
-        self._matches: dict[tuple[object, ...], _Match] = {}
-        self._keys: dict[int, list[tuple[tuple[object, ...], frozenset[int]]]] = {}
+        self._groups: dict[GroupKey, int] = {}
+        self._members: list[frozenset[int]] = []  # of each group those that are played
+        self._counts: dict[tuple[int | str, ...], int] = {}
+        self._matches: dict[tuple[int, ...], _Match] = {}
+        self._keys: dict[int, list[tuple[tuple[int, ...], int]]] = {}
         self._on_done: dict[int, tuple[Lane, Callable[[Unit], None]]] = {}
+
+    def number_of(self, key: GroupKey) -> int:
+        """The group's number in this meeting: groups may have ten thousands of ranks."""
+        number = self._groups.setdefault(key, len(self._members))
+        if number == len(self._members):
+            self._members.append(self._played.intersection(key[0]))
+        return number
 
     def join(self, unit: Unit, lane: Lane, on_done: Callable[[Unit], None]) -> None:
         """Queue `unit` on its lane; `on_done` is called once its times are known."""
@@ -106,15 +120,20 @@ class Meeting:
         if len(lane.waiting) == 1:
             self._publish(unit, lane)
 
-    def _place(self, rank: int, part: Part) -> tuple[tuple[object, ...], frozenset[int]]:
-        """The match that a call belongs to, and the ranks expected there."""
-        call = part.call
-        pair = (rank, call.peer) if call.name == "send" else (call.peer, rank)
-        what: tuple[object, ...] = (part.key, pair) if call.is_transfer else (part.key,)
-        number = self._counts.get((rank, call.name if call.is_transfer else "", *what), 0)
-        self._counts[(rank, call.name if call.is_transfer else "", *what)] = number + 1
-        members: Sequence[int] = pair if call.is_transfer else part.group.ranks
-        return (*what, number), self._played.intersection(members) | {rank}
+    def _place(self, rank: int, part: Part) -> tuple[tuple[int, ...], int]:
+        """The match that a call belongs to, and how many calls make it."""
+        name, peer = part.call.name, part.call.peer
+        if part.call.is_transfer:
+            pair = (rank, peer) if name == "send" else (peer, rank)
+            what: tuple[int, ...] = (part.key, *pair)
+            count = 2 if peer in self._played and peer != rank else 1
+        else:
+            members = self._members[part.key]
+            name, what, count = "", (part.key,), len(members) + (rank not in members)
+        counted: tuple[int | str, ...] = (rank, name, *what)
+        number = self._counts.get(counted, 0)
+        self._counts[counted] = number + 1
+        return (*what, number), count
 
     def _publish(self, unit: Unit, lane: Lane) -> None:
         """The unit is first on its lane: say when it is ready, to all it meets, then wait."""
@@ -124,14 +143,16 @@ class Meeting:
             unit.ready = max(unit.base, lane.free)
             unit.published = True
             unit.start = unit.end = unit.ready
-            for part, (key, members) in zip(unit.parts, self._keys.pop(id(unit)), strict=True):
-                pending += self._arrive(unit, part, key, members)
+            for part, (key, count) in zip(unit.parts, self._keys.pop(id(unit)), strict=True):
+                pending += self._arrive(unit, part, key, count)
 
     def _arrive(
-        self, unit: Unit, part: Part, key: tuple[object, ...], members: frozenset[int]
+        self, unit: Unit, part: Part, key: tuple[int, ...], count: int
     ) -> list[tuple[Unit, Lane]]:
         name = "transfer" if part.call.is_transfer else part.call.name
-        match = self._matches.setdefault(key, _Match(members, name))
+        sends = part.call.name == "send"
+        source = (unit.rank if sends else part.call.peer) if part.call.is_transfer else -1
+        match = self._matches.setdefault(key, _Match(count, name, source=source))
         if match.name != name:
             other = next(iter(match.came.values()))
             raise TapeError(
@@ -141,13 +162,15 @@ class Meeting:
         match.came[unit.rank] = unit
         match.start = max(match.start, unit.ready)
         match.seconds = max(match.seconds, part.seconds)
-        if len(match.came) < len(match.members):
+        if len(match.came) < match.expected:
             return []
         del self._matches[key]
         following = []
-        for each in match.came.values():
+        for rank, each in match.came.items():
             each.start = max(each.start, match.start)
             each.end = max(each.end, match.start + match.seconds)
+            way = match.way(rank)
+            each.busy[way] = each.busy.get(way, 0.0) + match.seconds
             each.missing -= 1
             if not each.missing:
                 following += self._finish(each)
@@ -157,6 +180,8 @@ class Meeting:
         """The unit has met everybody: its lane goes on; the next unit there, if it waits."""
         lane, on_done = self._on_done.pop(id(unit))
         unit.is_done = True
+        # What goes the same way follows each other; sends and receives go at once.
+        unit.end = max(unit.end, unit.start + max(unit.busy.values()))
         lane.free = unit.end
         lane.waiting.popleft()
         on_done(unit)
@@ -171,14 +196,13 @@ def describe(part: Part) -> str:
 
 
 def group_keys(groups: Sequence[Group]) -> list[GroupKey]:
-    """What identifies each group across tapes: its ranks, its name, and which of those it is.
+    """What identifies each group across tapes: its ranks and its name, on which members agree.
 
-    PyTorch names groups alike on all ranks. Members create the nameless groups that they share in
-    the same order, so the place among those of the same ranks is the same on all of them.
+    Of groups without a name it is the place among those of the same ranks.
     """
-    counts: dict[tuple[tuple[int, ...], str], int] = {}
-    keys = []
+    counts: dict[tuple[int, ...], int] = {}
+    keys: list[GroupKey] = []
     for group in groups:
-        number = counts[group.ranks, group.name] = counts.get((group.ranks, group.name), -1) + 1
-        keys.append((group.ranks, group.name, number))
+        number = counts[group.ranks] = counts.get(group.ranks, -1) + (not group.name)
+        keys.append((group.ranks, group.name or number))
     return keys

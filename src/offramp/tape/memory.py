@@ -1,7 +1,9 @@
 """Memory of one device over a tape: allocated and reserved bytes, and what held them at the peak.
 
-A block's category is what its last CATEGORY record says. Where none does, the phase in which it
-was allocated and how long it lives decide; `docs/tape.md` has the rule.
+A block's category is what its last CATEGORY record says. Where none does, the phase in which it was
+allocated and how long it lives decide; `docs/tape.md` has the rule. What a collective takes is
+communication only where it is nothing that stays: a gathered input that is kept for the backward
+pass is an activation.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from offramp.tape.tape import Records, Tape, TapeError
 Ints = npt.NDArray[np.int64]
 CURVE_POINTS = 2000
 _NAME = {name: number for number, name in enumerate(k.CATEGORIES)}
+_MOVED = _NAME["communication"]
+_PASSING = (_NAME["other"], _NAME["temporary"], _MOVED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +137,7 @@ def _blocks(records: Records, at: Ints) -> tuple[Blocks, int]:
         number, value = place.get(int(records["a"][record])), int(records["what"][record])
         if not 0 < value < len(k.CATEGORIES):
             raise TapeError(f"record {record} names category {value}; there are 1 to 6")
-        if number is not None:
+        if number is not None and (value != _MOVED or category[number] in _PASSING):
             category[number] = value
     sizes = records["b"][begins].astype(np.int64)
     module = records["module"][begins].astype(np.int64)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,8 +75,21 @@ def play(
     ]
     for clock, tape in zip(clocks, tapes, strict=True):
         clock.load(tape.records)
-    _replay(clocks)
+    with _no_collection():
+        _replay(clocks)
     return [_played(tape, clock) for tape, clock in zip(tapes, clocks, strict=True)]
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """A replay makes many objects and no cycles: looking for those takes half of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _replay(clocks: list[Clock]) -> None:

@@ -81,7 +81,10 @@ def find_steps(tapes: Sequence[Tape]) -> Steps:
 
 
 def step_ends(tape: Tape) -> list[int]:
-    """The records that end steps; several optimizers that step in a row end one step together."""
+    """The records that end steps; several optimizers that step in a row end one step together.
+
+    An optimizer that steps before anything was trained, to make its state, ends none.
+    """
     records = tape.records
     named = [i for i, name in enumerate(tape.names) if name == k.OPTIMIZER_MARK]
     marks = (records["kind"] == k.MARK) & np.isin(records["what"], named) & (records["a"] == k.END)
@@ -90,9 +93,10 @@ def step_ends(tape: Tape) -> list[int]:
     passes = called & np.isin(records["phase"], (k.FORWARD, k.BACKWARD))
     if not passes.any():  # phases are not known: whatever is not the optimizer's
         passes = called & (records["phase"] != k.OPTIMIZER)
-    worked = np.concatenate(([0], np.cumsum(passes)))[ends]
-    last = np.append(np.diff(worked) > 0, True) if len(ends) else np.empty(0, bool)
-    return [int(end) for end in ends[last]]
+    worked = np.concatenate(([0], np.cumsum(passes)))[ends].tolist()
+    following = [*worked, None][1:]
+    found = zip(ends.tolist(), worked, following, strict=True)
+    return [end for end, before, later in found if before and before != later]
 
 
 def _patterns(tape: Tape, ends: list[int]) -> list[str]:

@@ -32,8 +32,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Play `tapes` together and say how long a step is, what it goes to and what it holds.
 
-    `peak_flops` is one chip's rate in FLOP/s and `capacity_bytes` its memory, for MFU and the
-    verdict on memory. `played` saves a replay where it was done before with spans kept. Every
+    `peak_flops` is one chip's rate in FLOP/s, for MFU; `capacity_bytes` its memory, by default
+    what the tapes say. `played` saves a replay where it was done before with spans kept. Every
     figure is of one step, in seconds, bytes or flops; per rank in "ranks", else the mean of them.
     """
     if peak_flops is not None and not peak_flops > 0:
@@ -44,8 +44,9 @@ def summarize(
     bounds = steps.bounds(kept)
     seconds = _interval(tapes, book, steps, bounds)
     ranks = [_rank(one, book, steps, place, bounds) for place, one in enumerate(kept)]
-    for rank in ranks:
-        rank["memory"]["capacity_bytes"] = capacity_bytes
+    for rank, tape in zip(ranks, tapes, strict=True):
+        own = tape.header.get("capacity_bytes")
+        rank["memory"]["capacity_bytes"] = own if capacity_bytes is None else capacity_bytes
     flops = float(np.mean([rank["flops"] for rank in ranks]))
     rate = flops / seconds["mid"] if seconds["mid"] else 0.0
     header = tapes[0].header

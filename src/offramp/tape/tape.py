@@ -11,7 +11,8 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -36,15 +37,27 @@ class TapeError(OfframpError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A communication group: its members' global ranks, and its name ("" where it has none)."""
+    """A communication group: its members' global ranks, and its name ("" where it has none).
+
+    `label` is what people read.
+    """
 
     ranks: tuple[int, ...]
     name: str = ""
 
-    @property
-    def label(self) -> str:
-        """The name, or the size where there is none."""
-        return self.name or f"{len(self.ranks)} ranks"
+    label: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", _label(self.ranks, self.name))
+
+
+def _label(ranks: tuple[int, ...], name: str) -> str:
+    """The name for people; where it is a number or there is none, size and stride of the ranks."""
+    if name and not name.isdigit():
+        return name
+    steps = {b - a for a, b in pairwise(ranks)}
+    each = f" at a stride of {steps.pop()}" if len(steps) == 1 and steps != {1} else ""
+    return f"{len(ranks)} ranks{each}"
 
 
 class Tables(Protocol):

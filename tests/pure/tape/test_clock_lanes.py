@@ -143,6 +143,14 @@ def test_a_group_has_one_lane_and_two_groups_have_two() -> None:
     assert clock_of(hand).lane_ends() == {"host": 0.0, "0:0": 0.0, "0:dp": 4.0, "0:tp": 3.0}
 
 
+def test_lanes_of_one_label_are_told_apart() -> None:
+    hand = Hand(groups=[Group((0, 1), "6"), Group((0, 1), "9")])
+    hand.call("all_reduce", 2.0)
+    hand.call("all_reduce", 3.0, group=1)
+    ends = clock_of(hand).lane_ends()
+    assert ends == {"host": 0.0, "0:0": 0.0, "0:2 ranks": 2.0, "0:2 ranks #1": 3.0}
+
+
 @pytest.mark.parametrize("n", [2, 4, 8])
 def test_ring_all_reduce_takes_its_share_of_the_bytes(n: int) -> None:
     hand = Hand(groups=[Group(tuple(range(n)))])

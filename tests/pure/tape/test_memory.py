@@ -74,6 +74,24 @@ def test_the_last_category_that_is_told_counts() -> None:
     assert measure_memory(hand.tape()).by_category == {"communication": 5}
 
 
+def test_a_gradient_that_a_collective_takes_stays_a_gradient() -> None:
+    hand = Hand().alloc(1, 5)
+    for category in (6, 2, 6):
+        hand.put(kinds.CATEGORY, what=category, a=1)
+    assert measure_memory(hand.tape()).by_category == {"gradients": 5}
+
+
+def test_what_a_collective_fills_is_an_activation_if_the_backward_pass_needs_it() -> None:
+    hand = Hand(phase=kinds.FORWARD)
+    for block in (1, 2):
+        hand.alloc(block, block).put(kinds.CATEGORY, what=6, a=block)
+    hand.free(1, 1)
+    hand.phase = kinds.BACKWARD
+    hand.op(1.0).free(2, 2)
+    named = [kinds.CATEGORIES[n] for n in measure_memory(hand.tape()).blocks.category.tolist()]
+    assert named == ["communication", "activations"]
+
+
 def test_reserved_is_what_the_allocator_took() -> None:
     hand = Hand().put(kinds.RESERVE, a=64).alloc(1, 5).put(kinds.RESERVE, a=32)
     hand.put(kinds.UNRESERVE, a=64).put(kinds.RESERVE, a=8)

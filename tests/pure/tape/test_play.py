@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -132,6 +134,50 @@ def test_a_batch_goes_both_ways_at_once() -> None:
     assert [each.end_s for each in play(tapes, FlatPrices())] == [2.0 + 4.0 + 1.0] * 2
 
 
+def test_what_goes_the_same_way_in_a_batch_shares_the_link() -> None:
+    """Rank 0 sends 1 s to each of two ranks: 2 s; each of them has received after 1 s."""
+    group = Group((0, 1, 2))
+    source = Hand(rank=0, groups=[group])
+    for peer in (1, 2):
+        source.call("send", 1.0, batch=1, peer=peer)
+    tapes = [source.tape()]
+    for rank in (1, 2):
+        hand = Hand(rank=rank, groups=[group])
+        tapes.append(hand.wait(hand.call("recv", 1.0, batch=1, peer=0)).tape())
+    assert [each.end_s for each in play(tapes, FlatPrices())] == [2.0, 1.0, 1.0]
+
+
+def test_collectives_of_one_batch_follow_each_other() -> None:
+    tapes = []
+    for rank in range(2):
+        hand = Hand(rank=rank, groups=[Group((0, 1))]).op(float(rank))
+        works = [hand.call("all_gather", 0.5, batch=7) for _ in range(4)]
+        tapes.append(hand.wait(works[0]).tape())
+    assert [each.end_s for each in play(tapes, FlatPrices())] == [1.0 + 4 * 0.5] * 2
+
+
+def test_groups_without_a_name_match_by_their_place() -> None:
+    groups = [Group((0, 1)), Group((0, 1))]
+    tapes = []
+    for rank in range(2):
+        hand = Hand(rank=rank, groups=groups)
+        for number in range(2):
+            hand.call("all_reduce", 1.0 + number, group=number)
+        tapes.append(hand.tape())
+    assert [each.end_s for each in play(tapes, FlatPrices())] == [2.0, 2.0]
+
+
+def test_groups_of_a_name_match_wherever_they_are_in_the_table() -> None:
+    tapes = []
+    for rank, names in enumerate((("a", "b"), ("b", "a"))):
+        hand = Hand(rank=rank, groups=[Group((0, 1), name) for name in names])
+        hand.op(1.0 + rank)
+        hand.wait(hand.call("all_reduce", 1.0, group=names.index("a")))
+        hand.wait(hand.call("all_gather", 1.0, group=names.index("b")))
+        tapes.append(hand.tape())
+    assert [each.end_s for each in play(tapes, FlatPrices())] == [4.0, 4.0]
+
+
 def test_a_ring_of_single_sends_and_receives_is_no_deadlock() -> None:
     """Everyone sends to the right, then receives from the left: pairs have lanes of their own."""
     count = 4
@@ -232,6 +278,24 @@ def test_members_that_call_different_things_are_told() -> None:
 def test_two_tapes_of_one_rank_are_refused() -> None:
     with pytest.raises(TapeError, match=r"\[3, 3\]"):
         play([Hand(rank=3).tape(), Hand(rank=3).tape()], FlatPrices())
+
+
+def test_a_group_of_the_whole_world_costs_no_more_than_a_small_one() -> None:
+    prices = PriceList(FlatPrices())
+    seconds = []
+    for size in (2, 65536):
+        hand = Hand(groups=[Group(tuple(range(size)), "world")])
+        work = 0
+        for _ in range(2000):
+            work = hand.call("all_reduce", 1.0)
+        tape = hand.wait(work).tape()
+        best = float("inf")
+        for _ in range(3):
+            begin = time.perf_counter()
+            play([tape], prices)
+            best = min(best, time.perf_counter() - begin)
+        seconds.append(best)
+    assert seconds[1] < 5 * seconds[0]
 
 
 MESSAGES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 8)), max_size=30)

@@ -92,6 +92,31 @@ def test_optimizers_that_step_in_a_row_end_one_step() -> None:
     assert np.diff(steps.bounds(play([hand.tape()], FlatPrices()))).tolist() == [1.75, 1.75]
 
 
+def test_an_optimizer_that_makes_its_state_first_ends_no_step() -> None:
+    hand = Hand(phase=kinds.OPTIMIZER).op(1.0).end_step()
+    for _ in range(2):
+        hand.phase = kinds.FORWARD
+        hand.op(1.0)
+        hand.phase = kinds.OPTIMIZER
+        hand.op(0.5).end_step()
+    assert find_steps([hand.tape()]).found == 2
+
+
+@pytest.mark.parametrize(
+    ("ranks", "name", "label"),
+    [
+        ((0, 1, 2, 3), "", "4 ranks"),
+        ((0, 8, 16), "12809", "3 ranks at a stride of 8"),
+        ((0, 1, 5), "7", "3 ranks"),
+        ((0, 8), "dp", "dp"),
+    ],
+)
+def test_a_group_is_called_by_its_name_or_its_ranks(
+    ranks: tuple[int, ...], name: str, label: str
+) -> None:
+    assert Group(ranks, name).label == label
+
+
 @pytest.mark.parametrize("ends", [0, 1])
 def test_a_program_without_a_second_step_is_taken_whole(ends: int) -> None:
     hand = Hand().op(3.0)
@@ -149,6 +174,25 @@ def test_the_summary_of_a_known_step() -> None:
     }
     assert rank["memory"]["capacity_bytes"] == 1 << 30
     assert summary["memory"] == {"rank": 0, **rank["memory"]}
+
+
+def test_capacity_is_what_the_tape_says_unless_it_is_given() -> None:
+    hand = Hand(header={"capacity_bytes": 64}).op(1.0)
+    assert summarize([hand.tape()], FlatPrices())["memory"]["capacity_bytes"] == 64
+    given = summarize([hand.tape()], FlatPrices(), capacity_bytes=32)
+    assert given["memory"]["capacity_bytes"] == 32
+
+
+def test_what_was_played_before_is_not_played_again() -> None:
+    tapes = [train(rank=rank).tape() for rank in range(2)]
+    prices = PriceList(FlatPrices(launch_s=1e-6))
+    played = play(tapes, prices)
+    assert summarize(tapes, prices, played=played) == summarize(tapes, prices)
+
+
+def test_a_peak_rate_is_positive() -> None:
+    with pytest.raises(TapeError, match="0 FLOP/s"):
+        summarize([train().tape()], FlatPrices(), peak_flops=0)
 
 
 def test_modules_count_what_is_below_them() -> None:
