@@ -37,6 +37,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask-keeps", type=float, default=1.0, metavar="SHARE", help="of unknown values (1)"
     )
+    parser.add_argument(
+        "--clock",
+        choices=("machine", "chip"),
+        default="machine",
+        help="what the program's own `time` reads (default: machine)",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
     parser.add_argument("--trace", metavar="FILE", help="write a trace that Perfetto opens")
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -59,6 +65,7 @@ def execute(arguments: argparse.Namespace) -> int:
         limit_s=arguments.limit,
         most_ranks=arguments.most_ranks,
         kept=arguments.mask_keeps,
+        leads_time=arguments.clock == "chip",
     )
     found = rehearse.execute(plan, _tell)
     if arguments.json:

@@ -11,8 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from offramp.chips.cluster import Cluster
+from offramp.launch.chip_time import ChipTime
+from offramp.launch.prices import ClusterPrices
 from offramp.launch.record import write_json
 from offramp.launch.session import Session
+from offramp.tape.prices import PriceList
 from offramp.tape.tape import Group, TapeWriter
 
 VARIABLE = "OFFRAMP_REHEARSE"
@@ -27,6 +31,8 @@ class Part:
     steps           optimizer steps after which the program is ended; 0: it ends by itself
     known_bytes     tensors up to this size are computed where their values are known
     kept            the share of elements that a mask of unknown values keeps
+    nodes, per_node, cluster   what the chip's clock is for, as in `rehearse.plan`
+    leads_time      whether Python's own clocks read the chip's
     """
 
     rank: int
@@ -35,6 +41,10 @@ class Part:
     steps: int = 3
     known_bytes: int = 1 << 20
     kept: float = 1.0
+    nodes: int = 1
+    per_node: int = 1
+    cluster: str = ""
+    leads_time: bool = False
 
     def env(self) -> dict[str, str]:
         """The variable that makes a process play this part."""
@@ -63,7 +73,12 @@ class Player:
         rehearsal.begin(session.device, known_bytes=part.known_bytes, kept=part.kept)
         session.identity.install_part(lambda patches: rehearsed.install(self._core, patches))
         self._writer = TapeWriter(Path(part.tape), self._header())
+        prices = PriceList(ClusterPrices(session.device.chip, _cluster(session, part)))
+        self._time = ChipTime(prices, part.rank, self._save)
         self._recording = rehearsal.Recording(session.device, self._stepped)
+        self._core.follow_clock(self._time.event_s)
+        if part.leads_time:
+            self._time.lead_time(self._core.note_host)
         atexit.register(self.finish)
 
     @property
@@ -96,10 +111,12 @@ class Player:
             writer.add_signatures(reel.signatures)
         if reel.names:
             writer.add_names(reel.names)
-        if reel.groups:
-            writer.add_groups([Group(tuple(g["ranks"]), g["name"]) for g in reel.groups])
+        groups = [Group(tuple(g["ranks"]), g["name"]) for g in reel.groups]
+        if groups:
+            writer.add_groups(groups)
         if reel.records:
             writer.add_records(reel.records)
+        self._time.take(reel.signatures, groups, reel.records)
 
     def finish(self) -> None:
         """Write what is left of the tape, and what had to be declared."""
@@ -116,6 +133,12 @@ class Player:
             },
         }
         write_json(Path(self._part.tape).with_suffix(".json"), note)
+
+
+def _cluster(session: Session, part: Part) -> Cluster:
+    if part.cluster:
+        return Cluster.read(Path(part.cluster))
+    return Cluster.of(session.choice.name, part.nodes, part.per_node)
 
 
 def begin(session: Session) -> None:

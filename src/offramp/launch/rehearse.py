@@ -49,6 +49,8 @@ class Plan:
     limit_s: float = 600.0
     most_ranks: int = 64
     kept: float = 1.0
+    leads_time: bool = False
+    cluster_file: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ def plan(
     program = Program.of(command)
     if cluster:
         whole = Cluster.read(Path(cluster))
+        settings["cluster_file"] = os.path.abspath(cluster)
         return _plan(whole, program, whole.world_size, settings)
     local = per_node or program.per_node or None
     if nodes == 0 and program.nodes * (program.per_node or 1) == 1:
@@ -154,8 +157,19 @@ def _peers(tape: Tape) -> set[int]:
 
 def _play(plan: Plan, folder: Path, rank: int) -> tuple[Tape, dict[str, Any]]:
     path = folder / f"rank-{rank:05d}.tape"
-    part = Part(rank, plan.world, str(path), steps=plan.steps, kept=plan.kept)
-    local_world = plan.cluster.groups[0].chips_per_node
+    group = plan.cluster.groups[0]
+    local_world = group.chips_per_node
+    part = Part(
+        rank,
+        plan.world,
+        str(path),
+        steps=plan.steps,
+        kept=plan.kept,
+        nodes=group.count,
+        per_node=local_world,
+        cluster=plan.cluster_file,
+        leads_time=plan.leads_time,
+    )
     env = {
         **os.environ,
         **plan.program.env(rank, plan.world, min(local_world, plan.world)),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -278,24 +276,6 @@ def test_members_that_call_different_things_are_told() -> None:
 def test_two_tapes_of_one_rank_are_refused() -> None:
     with pytest.raises(TapeError, match=r"\[3, 3\]"):
         play([Hand(rank=3).tape(), Hand(rank=3).tape()], FlatPrices())
-
-
-def test_a_group_of_the_whole_world_costs_no_more_than_a_small_one() -> None:
-    prices = PriceList(FlatPrices())
-    seconds = []
-    for size in (2, 65536):
-        hand = Hand(groups=[Group(tuple(range(size)), "world")])
-        work = 0
-        for _ in range(2000):
-            work = hand.call("all_reduce", 1.0)
-        tape = hand.wait(work).tape()
-        best = float("inf")
-        for _ in range(3):
-            begin = time.perf_counter()
-            play([tape], prices)
-            best = min(best, time.perf_counter() - begin)
-        seconds.append(best)
-    assert seconds[1] < 5 * seconds[0]
 
 
 MESSAGES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(1, 8)), max_size=30)

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "chip.h"
 #include "rehearse.h"
 #include "tape.h"
 
@@ -29,6 +30,9 @@ void bind_tape(py::module_& m) {
   m.def("enter_phase", [](int phase) { enter_phase(static_cast<Phase>(phase)); });
   m.def("note_mark", [](int device, uint32_t name, uint64_t which) {
     note(Kind::kMark, device, name, which, 0);
+  });
+  m.def("note_host", [](uint64_t nanoseconds) {
+    note(Kind::kHost, current_device(), 0, nanoseconds, 0);
   });
   m.def("block_serial", [](uintptr_t address) {
     const auto* storage = reinterpret_cast<c10::StorageImpl*>(address);
