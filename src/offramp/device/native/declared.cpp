@@ -1,7 +1,9 @@
 #include "declared.h"
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/ExpandUtils.h>
 #include <ATen/native/Resize.h>
+#include <ATen/ops/count_nonzero.h>
 
 #include <algorithm>
 #include <cmath>
@@ -32,6 +34,13 @@ Answers& answers() {
 
 int64_t kept_of(int64_t count) {
   return static_cast<int64_t>(std::llround(rehearsal().kept * static_cast<double>(count)));
+}
+
+// How many elements a mask (a view for the CPU) keeps: counted where its values are known.
+int64_t kept_by(const Tensor& mask) {
+  if (is_known(mask)) return at::count_nonzero(mask).item<int64_t>();
+  count_declared("elements that a mask keeps");
+  return kept_of(mask.numel());
 }
 
 Tensor make(int index, c10::IntArrayRef sizes, c10::ScalarType type, const Operator& op) {
@@ -74,6 +83,23 @@ void fill_balanced(const Tensor& tensor, int64_t total) {
   fill(tensor, [&](int64_t i) { return total / bins + (i < total % bins ? 1 : 0); });
 }
 
+// A product for each group of rows. PyTorch's rule for the shapes has bfloat16 only, of which the
+// fast kernel is; the other formats go through plain products.
+bool grouped_product(Operator& op, int index, c10::Stack* stack) {
+  const size_t begin = stack->size() - op.writes.size();
+  const Tensor a = (*stack)[begin].toTensor(), b = (*stack)[begin + 1].toTensor();
+  const auto& offsets = (*stack)[begin + 2];
+  if (a.scalar_type() == at::kBFloat16) return false;
+  std::vector<int64_t> sizes{a.size(-2), b.size(-1)};
+  if (a.dim() == 3 && b.dim() == 3) sizes.insert(sizes.begin(), a.size(0));
+  if (a.dim() == 2 && b.dim() == 2) sizes.insert(sizes.begin(), offsets.toTensor().size(0));
+  const auto& type = (*stack)[begin + 4];
+  auto made = make(index, sizes, type.isNone() ? a.scalar_type() : type.toScalarType(), op);
+  stack->resize(begin);
+  stack->emplace_back(std::move(made));
+  return true;
+}
+
 const std::string& base(const Operator& op) { return op.handle.operator_name().name; }
 
 // Indices of the `k` chosen of `of`, a row after another: over many rows each is chosen equally.
@@ -103,9 +129,11 @@ bool depends_on_values(const Operator& op) {
                            "aten::unique_dim",
                            "aten::unique_consecutive",
                            "aten::bincount",
+                           "aten::_grouped_mm",
                            "aten::repeat_interleave",
                            "aten::index",
                            "aten::equal",
+                           "aten::allclose",
                            "aten::unique_dim_consecutive"};
   return names.count(base(op)) != 0;
 }
@@ -126,12 +154,10 @@ void declare_arguments(const Operator& op, c10::Stack* stack) {
       continue;
     }
     changed = true;
-    const Tensor chosen = at::detail::empty_strided_meta({kept_of(index->numel())}, {1}, at::kLong);
+    const Tensor chosen = at::detail::empty_strided_meta({kept_by(*index)}, {1}, at::kLong);
     for (int64_t d = 0; d < std::max<int64_t>(index->dim(), 1); ++d) indices.push_back(chosen);
   }
-  if (!changed) return;
-  count_declared("elements that a mask keeps");
-  value = indices;
+  if (changed) value = indices;
 }
 
 bool declare_results(Operator& op, int index, c10::Stack* stack) {
@@ -143,12 +169,13 @@ bool declare_results(Operator& op, int index, c10::Stack* stack) {
     for (auto& result : results) stack->emplace_back(std::move(result));
     return true;
   };
-  if (op.name == "aten::equal") {
+  if (op.name == "aten::equal" || op.name == "aten::allclose") {
     count_declared("whether tensors are equal");
     stack->resize(begin);
     stack->emplace_back(true);
     return true;
   }
+  if (op.name == "aten::_grouped_mm") return grouped_product(op, index, stack);
   const auto& overload = op.handle.operator_name().overload_name;
   if (!overload.empty() && op.name != "aten::repeat_interleave.Tensor") return false;
   if (!(*stack)[begin].isTensor()) return false;
@@ -158,9 +185,12 @@ bool declare_results(Operator& op, int index, c10::Stack* stack) {
                   "elements that a mask keeps");
   }
   if (name == "aten::masked_select") {
-    const int64_t count = std::max(self.numel(), (*stack)[begin + 1].toTensor().numel());
-    return finish({make(index, {kept_of(count)}, self.scalar_type(), op)},
-                  "elements that a mask keeps");
+    const auto& mask = (*stack)[begin + 1].toTensor();
+    const auto sizes = at::infer_size(self.sizes(), mask.sizes());
+    const int64_t kept = kept_by(mask.expand(sizes));
+    stack->resize(begin);
+    stack->emplace_back(make(index, {kept}, self.scalar_type(), op));
+    return true;
   }
   if (name == "aten::_unique" || name == "aten::_unique2" || name == "aten::unique_consecutive") {
     std::vector<Tensor> results{make(index, {self.numel()}, self.scalar_type(), op),

@@ -152,7 +152,7 @@ void Collectives::settle(const Call& call, const std::function<void(c10d::Backen
     const TapePause noted_already;
     run(*transport_);
   }
-  for (const auto& tensor : call.outputs) set_known(tensor, known);
+  set_known(call.outputs, known);
 }
 
 void Collectives::startCoalescing() {

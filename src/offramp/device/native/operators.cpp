@@ -221,6 +221,7 @@ Operator::Operator(const c10::OperatorHandle& handle)
   const auto widening = widened().find(name);
   widens = widening != widened().end();
   widens_bfloat16 = widens && widening->second;
+  widens_integers = this->name == "aten::histc";
   asks_gradient = name == "aten::_sparse_mm_reduce_impl";
   host_results = offramp::host_results(name);
 }

@@ -35,9 +35,10 @@ struct Operator {
   bool copies{false};         // ... even as the first argument
   bool widens{false};         // float16 is computed in float32
   bool widens_bfloat16{false};
-  bool asks_gradient{false};  // its kernel keeps more when an argument requires a gradient
-  uint32_t host_results{0};   // one bit a result that stays on the CPU
-  std::string missing;        // why this chip does not have it; empty when it does
+  bool widens_integers{false};  // and nothing else
+  bool asks_gradient{false};    // its kernel keeps more when an argument requires a gradient
+  uint32_t host_results{0};     // one bit a result that stays on the CPU
+  std::string missing;          // why this chip does not have it; empty when it does
   std::atomic<int64_t> calls{0};
   std::atomic<int64_t> refusals{0};
   std::string refused_because;  // the last refusal's reason; read it by `refusals()`

@@ -226,7 +226,14 @@ Tensor give(const Output& out, const Operator& op, int index, const Given& given
     }
     case Output::kViewOf: {
       const auto& of = given.tensors[out.argument];
-      return of.as_strided(out.sizes, out.strides, of.storage_offset() + out.offset);
+      auto made = at::detail::make_tensor<c10::TensorImpl>(
+          c10::TensorImpl::VIEW, c10::Storage(of.storage()),
+          c10::DispatchKeySet(c10::DispatchKey::CPU), c10::scalarTypeToTypeMeta(out.type));
+      const auto itemsize = static_cast<int64_t>(c10::elementSize(out.type));
+      const int64_t offset = of.storage_offset() * static_cast<int64_t>(of.itemsize()) / itemsize;
+      made.unsafeGetTensorImpl()->set_sizes_and_strides(out.sizes, out.strides,
+                                                        offset + out.offset);
+      return made;
     }
     case Output::kNew: {
       c10::Storage storage(c10::Storage::use_byte_size_t(), out.bytes,
@@ -305,6 +312,19 @@ void set_known(const Tensor& tensor, bool known) {
   const bool whole =
       static_cast<size_t>(tensor.numel()) * tensor.itemsize() == tensor.storage().nbytes();
   if (!known || whole) block->known = known;
+}
+
+void set_known(const std::vector<Tensor>& tensors, bool known) {
+  std::unordered_map<const void*, size_t> written;  // bytes of each storage
+  for (const auto& tensor : tensors) {
+    set_known(tensor, known);
+    const auto* data = tensor.storage().data();
+    written[data] += static_cast<size_t>(tensor.numel()) * tensor.itemsize();
+    Block* block = data == nullptr ? nullptr : block_at(data);
+    if (known && block != nullptr && written[data] >= tensor.storage().nbytes()) {
+      block->known = true;
+    }
+  }
 }
 
 uint64_t block_serial(const void* data) {

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "operators.h"
 
@@ -29,6 +30,7 @@ inline bool rehearsing() { return rehearsal().on; }
 bool is_known(const at::Tensor& tensor);
 bool is_known_at(const void* data);
 void set_known(const at::Tensor& tensor, bool known);
+void set_known(const std::vector<at::Tensor>& tensors, bool known);  // parts may make a whole
 
 // The number on the tape of the block that holds `data`; 0 where there is none.
 uint64_t block_serial(const void* data);

@@ -199,9 +199,11 @@ std::array<std::atomic<int64_t>, 64>& format_counts() {
   return counts;
 }
 
-// Calls `op` in float32 (complex64) where its tensors are narrower; false when none is.
+// Calls `op` in float32 (complex64) where its tensors are narrower, or whole numbers; false when
+// none is.
 bool run_widened(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
   const auto wide = [&op](at::ScalarType type) {
+    if (op.widens_integers) return c10::isIntegralType(type, false) ? at::kFloat : type;
     if (type == at::kHalf || (type == at::kBFloat16 && op.widens_bfloat16)) return at::kFloat;
     return type == at::kComplexHalf ? at::kComplexFloat : type;
   };
@@ -216,12 +218,11 @@ bool run_widened(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
   }
   if (!narrow) return false;
   run_on_host(op, host_key, stack);
-  const bool brain = *narrow == at::kBFloat16;
   const size_t results = op.handle.schema().returns().size();
   for (size_t i = stack->size() - results; i < stack->size(); ++i) {
     const auto& made = (*stack)[i].toTensor();
     if (made.scalar_type() == at::kFloat) {
-      (*stack)[i] = made.to(brain ? at::kBFloat16 : at::kHalf);
+      (*stack)[i] = made.to(*narrow == at::kComplexHalf ? at::kHalf : *narrow);
     } else if (made.scalar_type() == at::kComplexFloat) {
       (*stack)[i] = made.to(at::kComplexHalf);
     }
@@ -233,7 +234,7 @@ void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
   if (!op.missing.empty()) {
     refuse(op, op.missing, c10::str(op.name, " does not exist on ", chip().name, ": ", op.missing));
   }
-  if (op.widens && run_widened(op, host_key, stack)) return;
+  if ((op.widens || op.widens_integers) && run_widened(op, host_key, stack)) return;
   follow_threads();
   op.calls.fetch_add(1, std::memory_order_relaxed);
   const size_t begin = stack->size() - op.writes.size();

@@ -88,6 +88,12 @@ bool write_value(std::ostringstream& out, const c10::IValue& value) {
   return true;
 }
 
+uint64_t bits_of(double number) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, &number, sizeof(bits));
+  return bits;
+}
+
 uint64_t mix_value(uint64_t key, const c10::IValue& value, bool& exact) {
   if (value.isTensor()) return mix(key, value.toTensor());
   if (value.isTensorList()) {
@@ -103,19 +109,19 @@ uint64_t mix_value(uint64_t key, const c10::IValue& value, bool& exact) {
   if (value.isNone()) return mix(key, 3);
   if (value.isBool()) return mix(key, value.toBool() ? 5 : 4);
   if (value.isInt()) return mix(key, static_cast<uint64_t>(value.toInt()));
-  if (value.isDouble()) {
-    uint64_t bits = 0;
-    const double number = value.toDouble();
-    std::memcpy(&bits, &number, sizeof(bits));
-    return mix(key, bits);
-  }
+  if (value.isDouble()) return mix(key, bits_of(value.toDouble()));
   if (value.isString()) return mix(key, std::hash<std::string>{}(value.toStringRef()));
   if (value.isIntList()) {
     for (const int64_t number : value.toIntVector()) key = mix(key, static_cast<uint64_t>(number));
     return mix(key, 6);
   }
-  if (value.isDoubleList() || value.isBoolList()) {
-    return mix(key, c10::IValue::hash(value));
+  if (value.isDoubleList()) {
+    for (const double number : value.toDoubleVector()) key = mix(key, bits_of(number));
+    return mix(key, 10);
+  }
+  if (value.isBoolList()) {
+    for (const bool each : value.toBoolList()) key = mix(key, each ? 5 : 4);
+    return mix(key, 11);
   }
   if (value.isDevice() || value.isGenerator()) return mix(key, 7);
   exact = false;

@@ -2,8 +2,10 @@
 
 #include <ATen/ThreadLocalState.h>
 #include <ATen/core/ivalue.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
+#include <optional>
 #include <set>
 #include <thread>
 
@@ -198,6 +200,29 @@ void ChipWork::abort() {
       C10_BUILD_ERROR(DistBackendError, "the process group was aborted before this call ended")));
 }
 
+namespace {
+
+// While alive, this thread's stream is one on which a collective ends: whoever waits for what is
+// recorded there, as for a future, waits for the collective.
+class EndingStream {
+ public:
+  EndingStream(int index, uint64_t ticket) : guard_(chip().type) {
+    constexpr int64_t first = 1 << 20, count = 64;  // taken in turn, as CUDA does with its pool
+    const auto id = first + static_cast<int64_t>(ticket % count);
+    previous_ = guard_.exchangeStream(c10::Stream(c10::Stream::UNSAFE, device(index), id));
+    note(Kind::kWorkWait, index, 0, ticket, 0);
+  }
+  ~EndingStream() { guard_.exchangeStream(previous_); }
+  EndingStream(const EndingStream&) = delete;
+  EndingStream& operator=(const EndingStream&) = delete;
+
+ private:
+  c10::impl::VirtualGuardImpl guard_;
+  c10::Stream previous_{c10::Stream::DEFAULT, device(0)};
+};
+
+}  // namespace
+
 void ChipWork::fulfil(const Promise& promise) {
   const at::ThreadLocalStateGuard guard(promise.state);
   const int previous = current_device();
@@ -208,6 +233,8 @@ void ChipWork::fulfil(const Promise& promise) {
   } else if (exception_) {
     promise.future->setErrorIfNeeded(exception_);
   } else {
+    std::optional<EndingStream> ending;
+    if (taping()) ending.emplace(device_, ticket_);
     promise.future->markCompleted(outputs_);
   }
   set_current_device(previous);
