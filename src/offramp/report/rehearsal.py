@@ -84,8 +84,9 @@ def _split(split: Mapping[str, Any], step_s: float) -> str:
 
 
 def short_name(operator: str) -> str:
-    """`aten::_foreach_add_.List` as `_foreach_add_`: without library and overload."""
-    return operator.split("::")[-1].split(".")[0]
+    """`aten::_foreach_add_.List` as `_foreach_add_`: without library, overload and host's name."""
+    name = operator.split("::")[-1].split(".")[0]
+    return name.replace("_scaled_dot_product_", "sdpa_").replace("_for_cpu", "")
 
 
 def _operators(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:

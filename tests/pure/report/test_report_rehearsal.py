@@ -111,6 +111,7 @@ def test_doubts_are_told() -> None:
         ("aten::mm", "mm"),
         ("aten::_foreach_add_.List", "_foreach_add_"),
         ("own.lib::f.out", "f"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "sdpa_flash_attention"),
         ("plain", "plain"),
     ],
 )
