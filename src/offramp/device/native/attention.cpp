@@ -24,6 +24,7 @@
 #include <tuple>
 
 #include "operators.h"
+#include "tape.h"
 
 namespace offramp {
 namespace {
@@ -117,10 +118,15 @@ Grads backward(const Tensor& grad, const Tensor& query, const Tensor& key, const
       grad, query, key, value, out, logsumexp, 0.0, causal, given, scale);
 }
 
-Tensor seed(const Tensor& like) { return at::zeros({}, like.options().dtype(at::kLong)); }
+// CUDA's kernels write these themselves.
+Tensor seed(const Tensor& like) {
+  const TapePause part_of_the_kernel;
+  return at::zeros({}, like.options().dtype(at::kLong));
+}
 
 Attended attended(std::tuple<Tensor, Tensor> made, const Tensor& query, const Tensor& key) {
   auto& [out, logsumexp] = made;
+  const TapePause part_of_the_kernel;
   const auto nothing = at::zeros({0}, query.options());
   return {out,         logsumexp,   Tensor(), Tensor(), query.sym_size(2), key.sym_size(2),
           seed(query), seed(query), nothing};

@@ -79,6 +79,11 @@ void attribute(Record& record) {
   }
 }
 
+// What changes the chip's memory is noted whoever does it, or the tape's sums would not hold.
+bool is_memory(Kind kind) {
+  return (kind >= Kind::kAlloc && kind <= Kind::kUnreserve) || kind == Kind::kCategory;
+}
+
 }  // namespace
 
 bool taping() { return on.load(std::memory_order_relaxed) && paused == 0; }
@@ -102,7 +107,7 @@ void note(Kind kind, int device, uint32_t what, uint64_t a, uint64_t b) {
 }
 
 void note_on(int64_t stream, Kind kind, int device, uint32_t what, uint64_t a, uint64_t b) {
-  if (!taping()) return;
+  if (!taping() && !(on.load(std::memory_order_relaxed) && is_memory(kind))) return;
   Record record;
   record.kind = kind;
   record.device = static_cast<uint16_t>(device);

@@ -79,7 +79,7 @@ void note_on(int64_t stream, Kind kind, int device, uint32_t what, uint64_t a, u
 uint32_t signature_of(uint64_t key, const std::function<std::string()>& text);
 uint32_t group_of(const std::vector<int64_t>& ranks, const std::string& name);
 
-// While alive on this thread, nothing is noted: for what the chip would not do.
+// While alive on this thread, only memory is noted: for work that the chip would not do.
 class TapePause {
  public:
   TapePause();

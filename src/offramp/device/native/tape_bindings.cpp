@@ -31,9 +31,8 @@ void bind_tape(py::module_& m) {
   m.def("note_mark", [](int device, uint32_t name, uint64_t which) {
     note(Kind::kMark, device, name, which, 0);
   });
-  m.def("note_host", [](uint64_t nanoseconds) {
-    note(Kind::kHost, current_device(), 0, nanoseconds, 0);
-  });
+  m.def("note_host",
+        [](uint64_t nanoseconds) { note(Kind::kHost, current_device(), 0, nanoseconds, 0); });
   m.def("block_serial", [](uintptr_t address) {
     const auto* storage = reinterpret_cast<c10::StorageImpl*>(address);
     return block_serial(storage->data());

@@ -49,7 +49,7 @@ def parallelize(
     is_sharded = layout.world > layout.dp_replicate
     made = meshes.make(layout, world) if is_sharded else None
     for part in parts:
-        experts.register(part)
+        experts.register(part, world.device, numbers.dtype)
         if made is not None and made.tp is not None:
             tensor.apply(part, layout, made.tp)
         if made is not None and made.ep is not None:

@@ -38,11 +38,16 @@ def experts_of(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def register(part: LanguageModel) -> None:
-    """Let the model's experts, if it has any, compute with `forward`. Raises UsageError."""
+def register(part: LanguageModel, device: torch.device, dtype: torch.dtype) -> None:
+    """Let the model's experts, if it has any, compute with `forward`, in products of `dtype`.
+
+    Raises UsageError.
+    """
     found = list(experts_of(part))
     if not found:
         return
+    # Asked before any layer runs: where activations are computed again, both times must be alike.
+    _has_grouped(device.type, dtype)
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     for experts in found:
