@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 HELP = "play a program on a cluster without computing values: does it fit, how long is a step"
 EPILOG = """\
@@ -20,13 +25,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--chip", default="", metavar="NAME", help="the chip of every node")
-    parser.add_argument("--nodes", type=int, default=0, metavar="N", help="how many nodes")
+    parser.add_argument("--nodes", type=int, metavar="N", help="how many nodes")
     parser.add_argument("--per-node", type=int, metavar="N", help="chips of a node")
     parser.add_argument(
         "--cluster", default="", metavar="FILE", help="a cluster file, instead of --chip"
     )
     parser.add_argument(
-        "--steps", type=int, default=3, metavar="N", help="steps to play (default: 3)"
+        "--steps", type=int, default=3, metavar="N", help="steps to play, the first to warm up (3)"
     )
     parser.add_argument(
         "--limit", type=float, default=600, metavar="S", help="seconds a rank (default: 600)"
@@ -67,14 +72,46 @@ def execute(arguments: argparse.Namespace) -> int:
         kept=arguments.mask_keeps,
         leads_time=arguments.clock == "chip",
     )
-    found = rehearse.execute(plan, _tell)
+    for path in filter(None, (arguments.json, arguments.trace)):
+        rehearse.check_writable(Path(path))
+    if plan.note:
+        print(f"offramp: {plan.note}", file=sys.stderr)
+    with _ended_by_signals(), _telling() as tell:
+        found = rehearse.execute(plan, tell)
     if arguments.json:
         rehearse.write_text(Path(arguments.json), to_json(found.summary))
     if arguments.trace:
         found.write_trace(Path(arguments.trace))
     _output.show(rehearsal.title(found.summary), rehearsal.lines(found.summary), sys.stdout)
-    return 0 if rehearsal.fits(found.summary) else 1
+    return 0 if found.summary["fits"] else 1
 
 
-def _tell(text: str) -> None:
-    print(f"offramp: {text}", file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, so that nothing is left behind."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[Callable[[str], None]]:
+    """A live line with the time on a terminal, plain lines elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda text: print(f"offramp: {text}", file=sys.stderr, flush=True)
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, highlight=False)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as live:
+        task = live.add_task("starting", total=None)
+        yield lambda text: live.update(task, description=text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +12,10 @@ from pathlib import Path
 
 from offramp.errors import UsageError
 
-_MODULES = ("torch.distributed.run", "torch.distributed.launch")
+_TORCHRUN = "torch.distributed.run"
+_LEGACY = "torch.distributed.launch"
+_OTHERS = ("accelerate", "deepspeed", "mpirun", "mpiexec", "srun", "horovodrun", "colossalai")
+_INSTEAD = "expected the same program by torchrun, such as: torchrun --nproc-per-node 8 train.py"
 
 
 @dataclass(frozen=True)
@@ -19,14 +24,16 @@ class Program:
 
     given      the whole command, as the user gave it
     own        what each rank runs
-    nodes      nodes that the launcher names; 1 where there is none
-    per_node   processes a node that it names; 0 where it leaves that open
+    launched   whether a launcher starts it
+    nodes      nodes that the launcher names; None where it names none
+    per_node   processes a node that it names; 0: as many as there are chips; None: it says nothing
     """
 
     given: tuple[str, ...]
     own: tuple[str, ...]
-    nodes: int = 1
-    per_node: int = 0
+    launched: bool = False
+    nodes: int | None = None
+    per_node: int | None = None
 
     @classmethod
     def of(cls, command: Sequence[str]) -> Program:
@@ -34,30 +41,35 @@ class Program:
         given = tuple(command)
         if not given:
             raise UsageError("no command given; expected: offramp rehearse --chip NAME -- COMMAND")
-        rest = _after_torchrun(given)
-        if rest is not None:
-            return _of_torchrun(given, rest)
-        if os.path.basename(given[0]) in ("accelerate", "deepspeed"):
-            raise UsageError(
-                f"{given[0]} starts processes of its own; expected the same program by torchrun, "
-                "such as: torchrun --nproc-per-node 8 train.py"
-            )
+        module, before, after = _module(given)
+        other = _foreign(given[0], module)
+        if other:
+            raise UsageError(f"{other} starts processes of its own; {_INSTEAD}")
+        if os.path.basename(given[0]) == "torchrun":
+            return _of_torchrun(given, [sys.executable, "-u"], list(given[1:]))
+        if module in (_TORCHRUN, _LEGACY):
+            words = list(after)
+            if module == _LEGACY:
+                words = [word for word in words if word not in ("--use-env", "--use_env")]
+                if len(words) == len(after):
+                    raise UsageError(f"{_LEGACY} without --use-env is deprecated; {_INSTEAD}")
+            return _of_torchrun(given, list(before), words)
         return cls(given, given)
+
+    @property
+    def is_train(self) -> bool:
+        """Whether a rank runs `offramp train`."""
+        return self._verb() > 0
 
     def command(self, scratch: Path) -> list[str]:
         """What a rank runs; `offramp train` gets a run folder of its own under `scratch`."""
-        own = list(self.own)
-        verb = own.index("train") if "train" in own[:4] else -1
-        is_ours = verb > 0 and (os.path.basename(own[verb - 1]) == "offramp")
-        if is_ours and not any(word.split("=")[0] == "--out" for word in own):
-            own += ["--out", str(scratch)]
-        return own
+        verb = self._verb()
+        if verb <= 0:
+            return list(self.own)
+        return [*self.own[: verb + 1], *_without_out(self.own[verb + 1 :]), "--out", str(scratch)]
 
     def env(self, rank: int, world: int, local_world: int) -> dict[str, str]:
         """The variables by which a rank knows its place, as torchrun sets them."""
-        is_ours = "train" in self.own[:4] and "offramp" in " ".join(self.own[:3])
-        if world == 1 and self.own == self.given and not is_ours:
-            return {}
         return {
             "RANK": str(rank),
             "WORLD_SIZE": str(world),
@@ -70,34 +82,73 @@ class Program:
             "TORCHELASTIC_RUN_ID": "rehearsal",
         }
 
-
-def _after_torchrun(command: tuple[str, ...]) -> list[str] | None:
-    """The words after `torchrun`, or None where it is not the command."""
-    if os.path.basename(command[0]) == "torchrun":
-        return list(command[1:])
-    for at, word in enumerate(command[:-1]):
-        if word == "-m" and command[at + 1] in _MODULES:
-            return list(command[at + 2 :])
-    return None
+    def _verb(self) -> int:
+        """Where `train` of `offramp train` stands; 0 where the command is another."""
+        for at in range(1, len(self.own)):
+            is_ours = os.path.basename(self.own[at - 1]) == "offramp"
+            if is_ours and self.own[at] == "train":
+                return at if at == 1 or self.own[at - 2] in ("-m", "-um") else 0
+        return 0
 
 
-def _of_torchrun(given: tuple[str, ...], words: list[str]) -> Program:
+def _without_out(words: Sequence[str]) -> list[str]:
+    """Arguments without `--out FOLDER`: a rehearsal leaves no run behind."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--out":
+            next(rest, None)
+        elif not word.startswith("--out="):
+            kept.append(word)
+    return kept
+
+
+def _module(command: tuple[str, ...]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """The module that `python -m MODULE` names, the words before `-m` and those after it."""
+    if os.path.basename(command[0]).startswith("python"):
+        for at, word in enumerate(command[1:-1], 1):
+            if not word.startswith("-"):
+                break
+            if word.endswith("m") and not word.startswith("--"):
+                flags = (word[:-1],) if len(word) > 2 else ()
+                return command[at + 1], (*command[:at], *flags), command[at + 2 :]
+    return "", (), ()
+
+
+def _foreign(first: str, module: str) -> str:
+    """The launcher that is not torch's, where a command begins with one."""
+    name = os.path.basename(first)
+    return next((one for one in _OTHERS if one in (name, module.split(".")[0])), "")
+
+
+def _of_torchrun(given: tuple[str, ...], python: list[str], words: list[str]) -> Program:
     from torch.distributed.run import get_args_parser
 
     parser = get_args_parser()
+    parser.set_defaults(nnodes=None, nproc_per_node=None)
+    said = io.StringIO()
     try:
-        options = parser.parse_args(words)
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            options = parser.parse_args(words)
     except SystemExit as error:
-        raise UsageError(f"torchrun cannot read: {' '.join(words)}") from error
+        last = (said.getvalue().strip().splitlines() or [""])[-1].split("error: ")[-1]
+        raise UsageError(f"torchrun cannot read '{' '.join(words)}': {last}") from error
     own = [options.training_script, *options.training_script_args]
     if options.module:
         own = ["-m", *own]
     if not options.no_python:
-        own = [sys.executable, "-u", *own]
-    return Program(given, tuple(own), _count(options.nnodes), _count(options.nproc_per_node))
+        own = [*python, *own]
+    nodes = _count(options.nnodes, "nnodes")
+    return Program(given, tuple(own), True, nodes, _count(options.nproc_per_node, "nproc-per-node"))
 
 
-def _count(text: object) -> int:
-    """The number of a torchrun option; the larger of a range, 0 for 'auto', 'gpu' and the like."""
+def _count(text: str | None, option: str) -> int | None:
+    """The number of a torchrun option: the larger of a range; 0 for 'auto', 'gpu' and the like."""
+    if text is None:
+        return None
     last = str(text).split(":")[-1]
-    return int(last) if last.isdecimal() else 0
+    if option == "nproc-per-node" and last in ("auto", "gpu", "cuda"):
+        return 0
+    if not (last.isascii() and last.isdecimal() and int(last) > 0):
+        raise UsageError(f"torchrun --{option} {text}: expected a positive number")
+    return int(last)

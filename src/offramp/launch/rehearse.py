@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import subprocess
+import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from typing import Any
 from offramp import chips
 from offramp.chips.cluster import Cluster
 from offramp.errors import OfframpError, UsageError
-from offramp.launch.command import AUTOLOAD, prepare
+from offramp.launch.command import AUTOLOAD, Prepared, prepare
 from offramp.launch.launcher import Program
 from offramp.launch.player import Part
+from offramp.launch.playing import Ended, run_all
 from offramp.launch.prices import ClusterPrices
 from offramp.tape.play import play
 from offramp.tape.prices import PriceList, parse_call
@@ -26,6 +27,7 @@ from offramp.tape.tape import Tape
 from offramp.tape.trace import write_trace
 
 TAIL_LINES = 12
+FEWEST_STEPS = 3
 
 
 class RehearsalError(OfframpError):
@@ -36,21 +38,37 @@ class RehearsalError(OfframpError):
 class Plan:
     """A rehearsal whose every part has been checked.
 
-    world     ranks, on the cluster's chips from the first on
-    steps     optimizer steps to play, the first of them to warm up
-    limit_s   seconds of this machine for each rank that is played
+    chip_name     as `OFFRAMP_CHIP` takes it: in the catalogue, or the path of a chip file
+    sets_ranks    whether a process is told its place, as a launcher does
+    steps         optimizer steps to play, the first of them to warm up
+    limit_s       seconds of this machine for each rank that is played
+    most_ranks    how many ranks may be played
+    kept          the share of elements that a mask of unknown values keeps
+    leads_time    whether the program's own `time` reads the chip's clock
+    cluster_file  where the cluster was read from; empty: it is of one chip of the catalogue
+    note          what the user should know of the Python that is used
     """
 
     chip: chips.Chip
+    chip_name: str
     cluster: Cluster
     program: Program
-    world: int
-    steps: int = 3
+    sets_ranks: bool
+    steps: int = FEWEST_STEPS
     limit_s: float = 600.0
     most_ranks: int = 64
     kept: float = 1.0
     leads_time: bool = False
     cluster_file: str = ""
+    note: str = ""
+
+    @property
+    def world(self) -> int:
+        return self.cluster.world_size
+
+    @property
+    def per_node(self) -> int:
+        return self.cluster.groups[0].chips_per_node
 
 
 @dataclass(frozen=True)
@@ -62,45 +80,94 @@ class Rehearsal:
     prices: PriceList
 
     def write_trace(self, path: Path) -> None:
-        """The timeline as a trace that Perfetto and Chrome open."""
-        write_trace(path, play(self.tapes, self.prices), self.prices)
+        """The timeline as a trace that Perfetto and Chrome open. Raises UsageError."""
+        try:
+            write_trace(path, play(self.tapes, self.prices), self.prices)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def plan(
     command: Sequence[str],
     *,
     chip: str = "",
-    nodes: int = 0,
+    nodes: int | None = None,
     per_node: int | None = None,
     cluster: str = "",
     **settings: Any,
 ) -> Plan:
     """Check everything that can be checked before the command starts. Raises UsageError.
 
-    chip, nodes, per_node   a cluster of one kind; or:
-    cluster                 the path of a cluster file
+    chip, nodes, per_node   a cluster of one kind; without the latter two and a launcher, one chip
+    cluster                 or the path of a cluster file
     """
+    program = Program.of(command)
     if bool(chip) == bool(cluster):
         raise UsageError("expected --chip NAME or --cluster FILE, and not both")
-    program = Program.of(command)
+    _check(**settings)
     if cluster:
-        whole = Cluster.read(Path(cluster))
+        if nodes is not None or per_node is not None:
+            raise UsageError("a cluster file has its nodes; expected no --nodes and no --per-node")
         settings["cluster_file"] = os.path.abspath(cluster)
-        return _plan(whole, program, whole.world_size, settings)
-    local = per_node or program.per_node or None
-    if nodes == 0 and program.nodes * (program.per_node or 1) == 1:
-        return _plan(Cluster.of(chip, 1, 1), program, 1, settings)
-    whole = Cluster.of(chip, nodes or program.nodes, local)
-    return _plan(whole, program, whole.world_size, settings)
+        whole = _of_file(Path(cluster), program)
+        name, found = whole.groups[0].chip, chips.load(whole.groups[0].chip)
+    else:
+        found = _chip(chip)
+        name = os.path.abspath(chip) if chip.endswith(".toml") else found.name
+        whole = _of_chip(chip, nodes, per_node, program)
+    placed = bool(cluster) or nodes is not None or per_node is not None
+    note = prepare(program.command(Path(os.devnull)), {**os.environ, AUTOLOAD: "1"}).note or ""
+    sets_ranks = placed or program.launched or program.is_train
+    return Plan(found, name, whole, program, sets_ranks, note=note, **settings)
 
 
-def _plan(cluster: Cluster, program: Program, world: int, settings: Mapping[str, Any]) -> Plan:
-    names = {group.chip for group in cluster.groups}
-    if len(names) > 1:
+def _check(steps: int = FEWEST_STEPS, limit_s: float = 1, kept: float = 1, **others: Any) -> None:
+    if steps < FEWEST_STEPS:
         raise UsageError(
-            f"the cluster mixes {', '.join(sorted(names))}; a rehearsal plays one kind of chip"
+            f"--steps {steps}: expected at least {FEWEST_STEPS}: the first step warms up, "
+            "two more show whether steps are alike"
         )
-    return Plan(chips.load(cluster.groups[0].chip), cluster, program, world, **settings)
+    if not limit_s > 0 or math.isinf(limit_s):
+        raise UsageError(f"--limit {limit_s:g}: expected a positive number of seconds")
+    if not 0 <= kept <= 1:
+        raise UsageError(f"--mask-keeps {kept:g}: expected a share from 0 to 1")
+    if others.get("most_ranks", 1) < 1:
+        raise UsageError(f"--most-ranks {others['most_ranks']}: expected at least 1")
+
+
+def _chip(name: str) -> chips.Chip:
+    _name, colon, count = name.partition(":")
+    if colon and count.isdecimal():
+        raise UsageError(f"--chip {name}: how many is said by --nodes and --per-node")
+    return chips.load(name)
+
+
+def _of_file(path: Path, program: Program) -> Cluster:
+    cluster = Cluster.read(path)
+    names = sorted({group.chip for group in cluster.groups})
+    if len(names) > 1:
+        raise UsageError(f"{path} mixes {' and '.join(names)}; a rehearsal plays one kind of chip")
+    _agree("nodes", program.nodes, sum(group.count for group in cluster.groups), str(path))
+    for group in cluster.groups:
+        _agree("processes a node", program.per_node, group.chips_per_node, str(path))
+    return cluster
+
+
+def _of_chip(chip: str, nodes: int | None, per_node: int | None, program: Program) -> Cluster:
+    """The nodes that the flags name, else those of the launcher, else one chip."""
+    _agree("nodes", program.nodes, nodes, "--nodes")
+    _agree("processes a node", program.per_node, per_node, "--per-node")
+    if nodes is None and per_node is None and not program.per_node:
+        fills = program.per_node == 0  # a launcher's own default is one process a node
+        return Cluster.of(chip, program.nodes or 1, None if fills else 1)
+    count = nodes if nodes is not None else program.nodes
+    local = per_node if per_node is not None else program.per_node or None
+    return Cluster.of(chip, 1 if count is None else count, local)
+
+
+def _agree(what: str, launched: int | None, said: int | None, where: str) -> None:
+    if launched and said is not None and said != launched:
+        raise UsageError(f"torchrun starts {launched} {what}, and {where} says {said}")
 
 
 def execute(plan: Plan, told: Callable[[str], None] = lambda text: None) -> Rehearsal:
@@ -110,17 +177,34 @@ def execute(plan: Plan, told: Callable[[str], None] = lambda text: None) -> Rehe
 
     Raises RehearsalError where the program fails, or none of its steps is found.
     """
-    with tempfile.TemporaryDirectory(prefix="offramp-rehearsal-") as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="offramp-rehearsal-", ignore_cleanup_errors=True
+    ) as folder:
         tapes, notes = _play_all(plan, Path(folder), told)
+    told("replaying")
     prices = PriceList(ClusterPrices(plan.chip, plan.cluster))
     rate = plan.chip.matrix_rates.get("bfloat16") or plan.chip.matrix_rates.get("float16")
     peak = rate.value if rate is not None and isinstance(rate.value, int | float) else None
-    summary = summarize(tapes, prices, peak_flops=peak, capacity_bytes=plan.chip.memory_bytes)
+    capacity = plan.chip.memory_bytes
+    summary = summarize(tapes, prices, peak_flops=peak, capacity_bytes=capacity)
+    _add_sizes(summary, tapes)
     summary["command"] = list(plan.program.given)
     summary["cluster"] = plan.cluster.title
     summary["declared"] = _added([note["declared"] for note in notes])
+    refused = {name: said for note in notes for name, said in note.get("refused", {}).items()}
+    summary["refused"] = {name: refused[name]["reason"] for name in sorted(refused)}
     summary["steps_played"] = notes[0]["steps"]
+    missing = int(summary["memory"]["allocated_bytes"]) - capacity
+    summary["fits"], summary["shortfall_bytes"] = missing <= 0, max(0, missing)
     return Rehearsal(summary, tapes, prices)
+
+
+def _add_sizes(summary: dict[str, Any], tapes: Sequence[Tape]) -> None:
+    """Say with each collective how many ranks its group has."""
+    for rank, tape in zip(summary["ranks"], tapes, strict=True):
+        sizes = {group.label: len(group.ranks) for group in tape.groups}
+        for row in rank["collectives"]:
+            row["ranks"] = sizes[row["group"]]
 
 
 def _play_all(
@@ -128,25 +212,26 @@ def _play_all(
 ) -> tuple[list[Tape], list[dict[str, Any]]]:
     """Rank 0, then every rank that it exchanges messages with, and theirs: the pipeline."""
     tapes: dict[int, Tape] = {}
-    notes: list[dict[str, Any]] = []
+    notes: dict[int, dict[str, Any]] = {}
+
+    def prepared(rank: int) -> Prepared:
+        told(f"playing rank {rank} of {plan.world}")
+        return _prepare(plan, folder, rank)
+
+    def heard(ended: Ended) -> None:
+        tapes[ended.key], notes[ended.key] = _read(plan, folder, ended)
+
     waiting = [0]
-    with ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as crew:
-        while waiting:
-            for rank in waiting:
-                told(f"playing rank {rank} of {plan.world}")
-            for rank, (tape, note) in zip(
-                waiting, crew.map(lambda rank: _play(plan, folder, rank), waiting), strict=True
-            ):
-                tapes[rank] = tape
-                notes.append(note)
-            found = {peer for rank in waiting for peer in _peers(tapes[rank])}
-            waiting = sorted(found - set(tapes))
-            if len(tapes) + len(waiting) > plan.most_ranks:
-                raise RehearsalError(
-                    f"more than {plan.most_ranks} ranks exchange messages with one another; "
-                    "raise --most-ranks"
-                )
-    return [tapes[rank] for rank in sorted(tapes)], notes
+    while waiting:
+        run_all(waiting, prepared, folder, plan.limit_s, heard)
+        waiting = sorted({peer for rank in waiting for peer in _peers(tapes[rank])} - set(tapes))
+        if len(tapes) + len(waiting) > plan.most_ranks:
+            raise RehearsalError(
+                f"more than {plan.most_ranks} ranks exchange messages with one another; "
+                "raise --most-ranks"
+            )
+    order = sorted(tapes)
+    return [tapes[rank] for rank in order], [notes[rank] for rank in order]
 
 
 def _peers(tape: Tape) -> set[int]:
@@ -155,59 +240,62 @@ def _peers(tape: Tape) -> set[int]:
     return {call.peer for call in calls if call.is_transfer and not call.on_host}
 
 
-def _play(plan: Plan, folder: Path, rank: int) -> tuple[Tape, dict[str, Any]]:
-    path = folder / f"rank-{rank:05d}.tape"
-    group = plan.cluster.groups[0]
-    local_world = group.chips_per_node
+def _tape_path(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}.tape"
+
+
+def _prepare(plan: Plan, folder: Path, rank: int) -> Prepared:
+    """What plays a rank."""
     part = Part(
         rank,
         plan.world,
-        str(path),
+        str(_tape_path(folder, rank)),
         steps=plan.steps,
         kept=plan.kept,
-        nodes=group.count,
-        per_node=local_world,
+        nodes=plan.cluster.groups[0].count,
+        per_node=plan.per_node,
         cluster=plan.cluster_file,
         leads_time=plan.leads_time,
     )
     env = {
         **os.environ,
-        **plan.program.env(rank, plan.world, min(local_world, plan.world)),
+        **(plan.program.env(rank, plan.world, plan.per_node) if plan.sets_ranks else {}),
         **part.env(),
         AUTOLOAD: "1",
-        "OFFRAMP_CHIP": f"{plan.chip.name}:{min(local_world, plan.world)}",
+        "OFFRAMP_CHIP": f"{plan.chip_name}:{plan.per_node}",
         "OMP_NUM_THREADS": "1",
         "OFFRAMP_RUN_DIR": str(folder / f"records-{rank}"),
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
-    prepared = prepare(plan.program.command(folder / f"run-{rank}"), env)
-    try:
-        done = subprocess.run(
-            prepared.command,
-            env=dict(prepared.env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=plan.limit_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        said = (error.stdout or b"").decode(errors="replace")
-        raise RehearsalError(
-            f"rank {rank} took longer than {plan.limit_s:g} s (--limit); it said last:\n"
-            f"{_tail(said)}"
-        ) from error
+    return prepare(plan.program.command(folder / f"run-{rank}"), env)
+
+
+def _read(plan: Plan, folder: Path, ended: Ended) -> tuple[Tape, dict[str, Any]]:
+    """The tape of a rank that was played, and its note. Raises RehearsalError."""
+    path = _tape_path(folder, ended.key)
     note_path = path.with_suffix(".json")
     note = json.loads(note_path.read_text()) if note_path.exists() else {"steps": 0}
-    if not note["steps"]:
-        ended = f"with status {done.returncode}" if done.returncode else "by itself"
+    steps = int(note["steps"])
+    if ended.status is None:
         raise RehearsalError(
-            f"rank {rank} ended {ended} before its first optimizer step; it said last:\n"
-            f"{_tail(done.stdout)}"
+            f"rank {ended.key} took longer than {plan.limit_s:g} s (--limit) for {plan.steps} "
+            f"optimizer steps; it said last:\n{_tail(ended.said)}"
+        )
+    if steps < plan.steps and (ended.status or not steps):
+        before = f"after {steps} optimizer steps" if steps else "before its first optimizer step"
+        raise RehearsalError(
+            f"rank {ended.key} {_ending(ended)} {before}; it said last:\n{_tail(ended.said)}"
         )
     return Tape.read(path), note
+
+
+def _ending(ended: Ended) -> str:
+    status = ended.status or 0
+    if status < 0:
+        return f"was ended by {signal.Signals(-status).name}"
+    if "EOFError" in ended.said[-2000:]:
+        return "waited for input, which a rehearsal does not give, and ended"
+    return f"ended with status {status}" if status else "ended by itself"
 
 
 def _tail(text: str) -> str:
@@ -217,6 +305,24 @@ def _tail(text: str) -> str:
 def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     names = sorted({name for each in counts for name in each})
     return {name: sum(each.get(name, 0) for each in counts) for name in names}
+
+
+def check_writable(path: Path) -> None:
+    """See that a result can be written, before anything is played. Raises UsageError."""
+    folder = path.parent
+    problem = (
+        "it is a folder"
+        if path.is_dir()
+        else f"{folder} does not exist"
+        if not folder.exists()
+        else f"{folder} is not a folder"
+        if not folder.is_dir()
+        else f"{folder} cannot be written to"
+        if not os.access(folder, os.W_OK)
+        else ""
+    )
+    if problem:
+        raise UsageError(f"cannot write {path}: {problem}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,94 +1,138 @@
-"""A rehearsal in words. Computes nothing but shares of what was found."""
+"""A rehearsal in words. Computes nothing but sums and shares of what was found."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from offramp.report.lines import Line, listed
+from offramp.report.lines import Line, listed, plural
 from offramp.units import format_bytes, format_flops, format_seconds
 
 TOP = 5
+SMALLEST = 0.0005  # of a step: what is less is not worth a word
 
 
 def title(summary: Mapping[str, Any]) -> str:
     """The heading."""
-    return f"offramp rehearse: {summary['cluster']}, {summary['world']} ranks"
-
-
-def fits(summary: Mapping[str, Any]) -> bool:
-    """Whether every rank's memory holds what it allocated."""
-    return all(_missing(rank["memory"]) <= 0 for rank in summary["ranks"])
+    return f"offramp rehearse: {summary['cluster']}, {plural(summary['world'], 'rank')}"
 
 
 def lines(summary: Mapping[str, Any]) -> list[Line]:
     """The result, the answers that a user asks for first."""
-    step = summary["step_s"]
-    mid = step["mid"]
-    out = [
-        _memory_line(summary),
-        Line(
-            "step",
-            f"{format_seconds(mid)} ({format_seconds(step['low'])} to "
-            f"{format_seconds(step['high'])}), over {summary['steps']['measured']} steps",
-        ),
-    ]
-    if summary["mfu"] is not None:
-        out.append(
-            Line(
-                "MFU",
-                f"{summary['mfu']:.1%} of {format_flops(summary['peak_flops'])}: "
-                f"{summary['mfu_convention']}",
-            )
-        )
+    mid = summary["step_s"]["mid"]
+    longest = summary["ranks"][0]
+    out = [_memory(summary), _step(summary), *_mfu(summary)]
     out.append(Line("time", _split(summary["split"], mid)))
-    out += _tops(summary["ranks"][0], mid)
-    if summary["declared"]:
-        said = [f"{name} ({count})" for name, count in summary["declared"].items()]
-        out.append(Line("declared", f"not computed, and answered plausibly: {listed(said, 6)}"))
-    if not summary["steps"]["is_stable"]:
-        out.append(Line("steps", "no two steps are alike; play more with --steps", "warn"))
-    return out
+    for label, rows in (
+        ("operators", _operators(longest["operators"])),
+        ("collectives", _collectives(longest["collectives"])),
+    ):
+        shown = [
+            f"{name} {seconds / mid:.1%}" for name, seconds in rows if seconds > SMALLEST * mid
+        ]
+        if shown:
+            out.append(Line(label, listed(shown, TOP)))
+    return out + list(_notes(summary))
 
 
-def _missing(memory: Mapping[str, Any]) -> int:
-    return int(memory["allocated_bytes"] - memory["capacity_bytes"])
-
-
-def _memory_line(summary: Mapping[str, Any]) -> Line:
-    worst = max((rank["memory"] for rank in summary["ranks"]), key=lambda m: m["allocated_bytes"])
+def _memory(summary: Mapping[str, Any]) -> Line:
+    worst = summary["memory"]
     capacity, allocated = worst["capacity_bytes"], worst["allocated_bytes"]
-    parts = sorted(worst["by_category"].items(), key=lambda item: -item[1])
+    parts = sorted(worst["by_category"].items(), key=lambda item: (-item[1], item[0]))
     holds = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts if size)
+    where = f" on rank {worst['rank']}" if len(summary["ranks"]) > 1 else ""
     said = (
-        f"{format_bytes(allocated)} allocated at peak ({holds}), "
+        f"{format_bytes(allocated)} allocated at peak{where} ({holds}), "
         f"{format_bytes(worst['reserved_bytes'])} reserved, of {format_bytes(capacity)}"
     )
-    if _missing(worst) > 0:
-        return Line("memory", f"does not fit by {format_bytes(_missing(worst))}: {said}", "bad")
+    if not summary["fits"]:
+        missing = format_bytes(summary["shortfall_bytes"])
+        return Line("memory", f"does not fit by {missing}: {said}", "bad")
     if worst["reserved_bytes"] > capacity:
         return Line("memory", f"fits only where cached memory is given back: {said}", "warn")
     return Line("memory", f"fits: {said}", "good")
 
 
+def _step(summary: Mapping[str, Any]) -> Line:
+    step, steps = summary["step_s"], summary["steps"]
+    span = f"{format_seconds(step['low'])} to {format_seconds(step['high'])}"
+    over = (
+        "the whole program, in which there is one step"
+        if steps["is_whole"]
+        else f"mean of {plural(steps['measured'], 'step')} after {steps['warm_up']} to warm up"
+    )
+    return Line("step", f"{format_seconds(step['mid'])} ({span}), {over}")
+
+
+def _mfu(summary: Mapping[str, Any]) -> Iterator[Line]:
+    if summary["mfu"] is None:
+        return
+    peak = format_flops(summary["peak_flops"])
+    yield Line("MFU", f"{summary['mfu']:.1%} of {peak}: {summary['mfu_convention']}")
+
+
 def _split(split: Mapping[str, Any], step_s: float) -> str:
-    parts = {f"{kind}": seconds for kind, seconds in split["compute_s"].items()}
-    exposed = sum(split["exposed_communication_s"].values())
+    parts = dict(split["compute_s"])
     parts |= {
-        "exposed communication": exposed,
+        "exposed communication": sum(split["exposed_communication_s"].values()),
         "bubble": split["bubble_s"],
         "host": split["host_s"],
         "idle": split["idle_s"],
     }
-    shares = sorted(parts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {s / step_s:.1%}" for name, s in shares if s > 0.0005 * step_s)
+    shares = sorted(parts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {s / step_s:.1%}" for name, s in shares if s > SMALLEST * step_s)
 
 
-def _tops(rank: Mapping[str, Any], step_s: float) -> list[Line]:
-    collectives = sorted(rank["collectives"], key=lambda row: -row["seconds"])
-    out = []
-    for label, rows in (("operators", rank["operators"]), ("collectives", collectives)):
-        shown = [f"{row['name']} {row['seconds'] / step_s:.1%}" for row in rows[:TOP]]
-        if shown:
-            out.append(Line(label, ", ".join(shown)))
-    return out
+def short_name(operator: str) -> str:
+    """`aten::_foreach_add_.List` as `_foreach_add_`: without library, overload and host's name."""
+    name = operator.split("::")[-1].split(".")[0]
+    return name.replace("_scaled_dot_product_", "sdpa_").replace("_for_cpu", "")
+
+
+def _operators(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    """Seconds by short name, longest first."""
+    return _summed((short_name(row["name"]), row["seconds"]) for row in rows)
+
+
+def _collectives(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    """Seconds under way by name and size of the group, longest first."""
+    return _summed(
+        (
+            row["name"]
+            if row["name"] in ("send", "recv")
+            else f"{row['name']} over {row['ranks']}",
+            row["seconds"],
+        )
+        for row in rows
+    )
+
+
+def _summed(rows: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    totals: dict[str, float] = {}
+    for name, seconds in rows:
+        totals[name] = totals.get(name, 0.0) + seconds
+    return sorted(totals.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _notes(summary: Mapping[str, Any]) -> Iterator[Line]:
+    """What the figures rest on, where there is something to say."""
+    played = [str(rank["rank"]) for rank in summary["ranks"]]
+    if summary["world"] > len(played):
+        yield Line("played", f"{_ranks(played)}; every other rank does as one of them")
+    if summary["declared"]:
+        said = [f"{name} ({count:,})" for name, count in summary["declared"].items()]
+        yield Line("declared", f"not computed, and answered plausibly: {listed(said, 6)}")
+    if summary["refused"]:
+        said = [f"{short_name(name)}: {why}" for name, why in summary["refused"].items()]
+        yield Line("refused", listed(said, 3), "warn")
+    steps = summary["steps"]
+    if steps["is_whole"]:
+        yield Line("steps", "the program made one step; warm-up is not left out", "warn")
+    elif not steps["is_stable"]:
+        yield Line("steps", "no two steps are alike; play more with --steps", "warn")
+    if summary["is_truncated"]:
+        yield Line("tape", "the end of a tape is missing", "warn")
+
+
+def _ranks(played: Sequence[str]) -> str:
+    return f"rank {played[0]}" if len(played) == 1 else f"ranks {listed(played, 8)}"

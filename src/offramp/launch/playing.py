@@ -1,0 +1,91 @@
+"""Runs the processes of a rehearsal: several at a time, each with a limit, none left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from offramp.launch.command import Prepared
+
+POLL_S = 0.02
+MOST_SAID = 16 << 20  # bytes of what a process says; beyond them its earlier words are dropped
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One process at its end. `status` is None where it was ended at the limit."""
+
+    key: int
+    status: int | None
+    said: str
+
+
+@dataclass(frozen=True)
+class _Running:
+    key: int
+    child: subprocess.Popen[bytes]
+    path: Path
+    until_s: float
+
+    def is_over(self) -> bool:
+        return self.child.poll() is not None or time.monotonic() > self.until_s
+
+    def end(self) -> Ended:
+        """End it and all that it started, which is a session of its own."""
+        status = self.child.poll()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.child.pid, signal.SIGKILL)
+        self.child.wait()
+        return Ended(self.key, status, self.path.read_text(encoding="utf-8", errors="replace"))
+
+    def forget_early_words(self) -> None:
+        if self.path.stat().st_size > MOST_SAID:
+            os.truncate(self.path, 0)
+
+
+def run_all(
+    keys: Sequence[int],
+    prepare: Callable[[int], Prepared],
+    folder: Path,
+    limit_s: float,
+    heard: Callable[[Ended], None],
+) -> None:
+    """Run a command for each key, as many at a time as this machine has cores.
+
+    heard   gets each ending; where it raises, and on any signal, the others are ended
+    """
+    waiting, running = list(keys), list[_Running]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < max(1, os.cpu_count() or 1):
+                key = waiting.pop(0)
+                running.append(_start(key, prepare(key), folder, limit_s))
+            time.sleep(POLL_S)
+            for one in running:
+                one.forget_early_words()
+            for one in [each for each in running if each.is_over()]:
+                running.remove(one)
+                heard(one.end())
+    finally:
+        for one in running:
+            one.end()
+
+
+def _start(key: int, prepared: Prepared, folder: Path, limit_s: float) -> _Running:
+    path = folder / f"said-{key}.txt"
+    with path.open("ab") as file:
+        child = subprocess.Popen(
+            prepared.command,
+            env=dict(prepared.env),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return _Running(key, child, path, time.monotonic() + limit_s)

@@ -1,0 +1,182 @@
+"""`offramp rehearse` as a user starts it: one chip, sharded, in stages, and where it must end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.programs, pytest.mark.timeout(120)]
+CHIP = "nvidia-h100"
+WIDE = """
+import torch
+model = torch.nn.Linear({n}, {n}, bias=False, device="cuda")
+optimizer = torch.optim.Adam(model.parameters())
+while True:
+    optimizer.zero_grad()
+    model(torch.randn(32, {n}, device="cuda")).square().mean().backward()
+    optimizer.step()
+"""
+TRAIN = (
+    *("offramp", "train", "--preset", "qwen3-nano", "--batch", "64", "--sequence", "64"),
+    *("--set", "layout.micro_batch=8", "--set", "sample.prompts=[]"),
+)
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.Popen(
+        [sys.executable, "-m", "offramp", "rehearse", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PATH": path, "TMPDIR": str(cwd), "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def rehearse(*arguments: str, cwd: Path, status: int = 0) -> tuple[str, str]:
+    """What is said on standard output and on standard error."""
+    child = start(*arguments, cwd=cwd)
+    said = child.communicate()
+    assert child.returncode == status, said
+    return said
+
+
+def result(cwd: Path, *arguments: str, name: str = "out.json", status: int = 0) -> dict[str, Any]:
+    rehearse("--json", name, "--chip", CHIP, *arguments, cwd=cwd, status=status)
+    found: dict[str, Any] = json.loads((cwd / name).read_text())
+    return found
+
+
+def test_one_chip_holds_parameters_and_states_in_closed_form(tmp_path: Path) -> None:
+    """4 bytes a parameter, 4 a gradient, 8 of Adam's state; the same bytes when played again."""
+    n = 1024
+    (tmp_path / "wide.py").write_text(WIDE.format(n=n))
+    found = result(tmp_path, "--", "python", "wide.py")
+    parts = found["memory"]["by_category"]
+    assert parts["parameters"] == 4 * n * n
+    assert parts["optimizer"] == 8 * n * n
+    assert parts["gradients"] == 4 * n * n
+    assert found["fits"]
+    assert found["shortfall_bytes"] == 0
+    assert found["world"] == 1
+    assert found["step_s"]["low"] <= found["step_s"]["mid"] <= found["step_s"]["high"]
+    assert found["flops"] == 2 * 2 * 32 * n * n  # forward, gradient of the weight
+    result(tmp_path, "--trace", "trace.json", "--", "python", "wide.py", name="again.json")
+    assert (tmp_path / "out.json").read_bytes() == (tmp_path / "again.json").read_bytes()
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert str(tmp_path) not in (tmp_path / "out.json").read_text()
+
+
+def test_what_does_not_fit_is_told_with_the_shortfall(tmp_path: Path) -> None:
+    """Three chips' worth of parameters, states and gradients, and no more than 1 % beside them."""
+    n = 1 << 17  # 64 GiB of parameters
+    (tmp_path / "wide.py").write_text(WIDE.format(n=n))
+    found = result(tmp_path, "--", "python", "wide.py", status=1)
+    memory = found["memory"]
+    assert not found["fits"]
+    assert found["shortfall_bytes"] == memory["allocated_bytes"] - memory["capacity_bytes"]
+    held = {name: memory["by_category"][name] for name in ("parameters", "optimizer", "gradients")}
+    assert held == {"parameters": 4 * n * n, "optimizer": 8 * n * n, "gradients": 4 * n * n}
+    beside = memory["allocated_bytes"] - 16 * n * n
+    assert 0 <= beside - memory["by_category"]["temporary"] < 0.01 * 16 * n * n
+
+
+def test_a_sharded_language_model_on_eight_ranks(tmp_path: Path) -> None:
+    layout = ("--set", "layout.dp_shard=8")
+    found = result(tmp_path, "--nodes", "1", "--", *TRAIN, *layout)
+    assert [rank["rank"] for rank in found["ranks"]] == [0]
+    assert found["world"] == 8
+    called = {row["name"]: row["ranks"] for row in found["ranks"][0]["collectives"]}
+    assert called["all_gather"] == called["reduce_scatter"] == 8
+    assert sum(found["split"]["exposed_communication_s"].values()) > 0
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_pipeline_is_played_a_rank_a_stage(tmp_path: Path) -> None:
+    layout = ("--set", "layout.pp=4", "--set", "layout.dp_shard=2")
+    out, err = rehearse(
+        *("--chip", CHIP, "--nodes", "1", "--json", "out.json", "--", *TRAIN, *layout),
+        cwd=tmp_path,
+    )
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [rank["rank"] for rank in found["ranks"]] == [0, 2, 4, 6]
+    assert found["split"]["bubble_s"] > 0
+    assert "ranks 0, 2, 4, 6; every other rank does as one of them" in out
+    assert "bubble" in out
+    assert "playing rank 6 of 8" in err
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "says"),
+    [
+        ("input('name? ')", (), "waited for input, which a rehearsal does not give"),
+        ("print('hello')", (), "ended by itself before its first optimizer step"),
+        ("raise ValueError('no data')", (), "ended with status 1 before its first optimizer step"),
+        ("while True: print('busy')", ("--limit", "1"), "took longer than 1 s (--limit)"),
+    ],
+)
+def test_programs_that_never_step_are_ended_and_explained(
+    tmp_path: Path, source: str, options: tuple[str, ...], says: str
+) -> None:
+    (tmp_path / "a.py").write_text(source)
+    said = rehearse("--chip", CHIP, *options, "--", "python", "a.py", cwd=tmp_path, status=1)[1]
+    assert says in said
+    assert "it said last:" in said
+    for word in ("EOFError", "hello", "no data", "busy"):
+        assert (word in said) == (word in source or (word == "EOFError" and "input" in source))
+    assert os.listdir(tmp_path) == ["a.py"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--chip", CHIP), "no command given"),
+        (("--chip", "nvidia-h10", "--", "python", "a.py"), "did you mean 'nvidia-h100'"),
+        (("--chip", CHIP, "--json", "no/a.json", "--", "python", "a.py"), "no does not exist"),
+        (("--chip", CHIP, "--trace", ".", "--", "python", "a.py"), "it is a folder"),
+        (("--chip", CHIP, "--", "pyhton", "a.py"), "command not found: 'pyhton'"),
+        (("--chip", CHIP, "--", "python", "b.py"), "script not found: 'b.py'"),
+        (("--chip", CHIP, "--", "accelerate", "launch", "a.py"), "by torchrun"),
+    ],
+)
+def test_misuse_ends_before_anything_starts(
+    tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    (tmp_path / "a.py").write_text("open('started', 'w')")
+    out, err = rehearse(*arguments, cwd=tmp_path, status=2)
+    assert says in err
+    assert err.startswith("offramp: ")
+    assert err.count("\n") == 1
+    assert not out
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_program_and_leaves_nothing(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    (tmp_path / "a.py").write_text(
+        "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(100)"
+    )
+    child = start("--chip", CHIP, "--", "python", "a.py", cwd=tmp_path)
+    pid = tmp_path / "pid"
+    until_s = time.monotonic() + 20
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < until_s:
+        time.sleep(0.05)
+    child.send_signal(number)
+    said = child.communicate()
+    assert child.returncode == status, said
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    assert not [name for name in os.listdir(tmp_path) if name.startswith("offramp-rehearsal-")]
+    assert tempfile.gettempdir() != str(tmp_path)
