@@ -102,6 +102,29 @@ def test_a_sharded_language_model_on_eight_ranks(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_experts_are_called_alike_when_layers_are_computed_again(tmp_path: Path) -> None:
+    """Tokens go to their experts and back: by all_to_all, and as often when computed again."""
+    layout = ("--set", "layout.dp_shard=8", "--set", "layout.ep=4")
+    model = ("--preset", "qwen3-moe-nano", "--set", "layout.recompute='full'")
+    found = result(tmp_path, "--nodes", "1", "--steps", "4", "--", *TRAIN, *model, *layout)
+    assert found["steps"]["is_stable"]
+    calls = {row["name"]: row for row in found["ranks"][0]["collectives"]}
+    assert calls["all_to_all"]["ranks"] == 4
+    layers = 4
+    # Counts, tokens there and tokens back; twice in all, and the latter two in the backward pass.
+    assert calls["all_to_all"]["count"] == layers * (2 * 3 + 2)
+    assert "which are largest (as even as can be)" in found["declared"]
+
+
+def test_a_compiled_program_is_played(tmp_path: Path) -> None:
+    compiled = WIDE.format(n=256).replace(
+        "optimizer =", "model = torch.compile(model)\noptimizer ="
+    )
+    (tmp_path / "wide.py").write_text(compiled)
+    found = result(tmp_path, "--", "python", "wide.py")
+    assert found["flops"] == 2 * 2 * 32 * 256 * 256
+
+
 def test_a_pipeline_is_played_a_rank_a_stage(tmp_path: Path) -> None:
     layout = ("--set", "layout.pp=4", "--set", "layout.dp_shard=2")
     out, err = rehearse(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 from torch.nn.modules import module as hooks
 from torch.optim import optimizer as optimizers
@@ -68,7 +69,11 @@ class Attribution:
         for handle in self._handles:
             handle.remove()
 
+    # What is compiled is one piece: a compiler that reads a module's code finds nothing here.
+
     def _enter(self, module: nn.Module, inputs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         number = self._modules.get(module)
         if number is None:
             number = self._name(module)
@@ -76,7 +81,7 @@ class Attribution:
         self._core.enter_module(number)
 
     def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self._stack:
+        if not torch.compiler.is_compiling() and self._stack:
             self._core.enter_module(self._stack.pop())
 
     def _name(self, root: nn.Module) -> int:
