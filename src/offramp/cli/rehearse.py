@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cluster", default="", metavar="FILE", help="a cluster file, instead of --chip"
     )
     parser.add_argument(
-        "--steps", type=int, default=3, metavar="N", help="steps to play, the first to warm up (3)"
+        "--steps", type=int, default=4, metavar="N", help="steps to play, the first to warm up (4)"
     )
     parser.add_argument(
         "--limit", type=float, default=600, metavar="S", help="seconds a rank (default: 600)"

@@ -38,7 +38,7 @@ class Part:
     rank: int
     world: int
     tape: str
-    steps: int = 3
+    steps: int = 4
     known_bytes: int = 1 << 20
     kept: float = 1.0
     nodes: int = 1

@@ -27,6 +27,7 @@ from offramp.tape.tape import Tape
 from offramp.tape.trace import write_trace
 
 TAIL_LINES = 12
+DEFAULT_STEPS = 4
 FEWEST_STEPS = 3
 
 
@@ -54,7 +55,7 @@ class Plan:
     cluster: Cluster
     program: Program
     sets_ranks: bool
-    steps: int = FEWEST_STEPS
+    steps: int = DEFAULT_STEPS
     limit_s: float = 600.0
     most_ranks: int = 64
     kept: float = 1.0
