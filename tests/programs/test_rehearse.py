@@ -102,6 +102,15 @@ def test_a_sharded_language_model_on_eight_ranks(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_job_says_on_what_it_is_rehearsed(tmp_path: Path) -> None:
+    layout = ("--chip", "kunlun-p800", "--set", "layout.dp_shard=16", "--batch", "128")
+    rehearse("--json", "out.json", "--", *TRAIN, *layout, cwd=tmp_path)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert (found["chip"], found["world"]) == ("kunlun-p800", 16)
+    said = rehearse("--", *TRAIN, "--set", "layout.dp_shard=17", cwd=tmp_path, status=2)[1]
+    assert "train.batch is 64; expected a multiple of 136" in said
+
+
 def test_experts_are_called_alike_when_layers_are_computed_again(tmp_path: Path) -> None:
     """Tokens go to their experts and back: by all_to_all, and as often when computed again."""
     layout = ("--set", "layout.dp_shard=8", "--set", "layout.ep=4")

@@ -16,7 +16,7 @@ EPILOG = """\
 The command is played as one rank of the whole job (and as one of each pipeline stage), unchanged:
   offramp rehearse --chip NAME -- python train.py
   offramp rehearse --chip NAME --nodes 64 -- torchrun --nproc-per-node 8 train.py
-  offramp rehearse --chip NAME --nodes 64 -- offramp train job.toml"""
+  offramp rehearse -- offramp train job.toml"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = "offramp rehearse --chip NAME [--nodes N] [options] -- COMMAND..."
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--chip", default="", metavar="NAME", help="the chip of every node")
+    parser.add_argument(
+        "--chip", default="", metavar="NAME", help="the chip of every node (of a job: its own)"
+    )
     parser.add_argument("--nodes", type=int, metavar="N", help="how many nodes")
     parser.add_argument("--per-node", type=int, metavar="N", help="chips of a node")
     parser.add_argument(
@@ -60,6 +62,8 @@ def execute(arguments: argparse.Namespace) -> int:
     from offramp.report import rehearsal
     from offramp.tape.summary import to_json
 
+    if not arguments.cluster:
+        _take_from_job(arguments)
     plan = rehearse.plan(
         arguments.command,
         chip=arguments.chip,
@@ -84,6 +88,33 @@ def execute(arguments: argparse.Namespace) -> int:
         found.write_trace(Path(arguments.trace))
     _output.show(rehearsal.title(found.summary), rehearsal.lines(found.summary), sys.stdout)
     return 0 if found.summary["fits"] else 1
+
+
+def _take_from_job(arguments: argparse.Namespace) -> None:
+    """Where `offramp train` is rehearsed, its job says on which chip and on how many."""
+    from offramp import chips
+    from offramp.cli.train import read_job
+    from offramp.errors import UsageError
+    from offramp.launch.launcher import Program
+
+    program = Program.of(arguments.command)
+    if not program.is_train:
+        return
+    job = read_job(program.train_words)
+    if not arguments.chip and job.chip.name not in ("cpu", "here"):
+        arguments.chip = job.chip.name
+    world = job.layout.world
+    is_placed = arguments.nodes is not None or arguments.per_node is not None
+    if is_placed or program.launched or world == 1 or not arguments.chip:
+        return
+    room = job.chip.per_node or chips.load(arguments.chip).chips_per_node or world
+    arguments.nodes = -(-world // room)
+    arguments.per_node = world // arguments.nodes
+    if arguments.nodes * arguments.per_node != world:
+        raise UsageError(
+            f"the layout is for {world} chips, which do not spread evenly over nodes of {room}; "
+            "give --nodes and --per-node"
+        )
 
 
 @contextlib.contextmanager

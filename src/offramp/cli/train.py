@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.cli import Parser
 from offramp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -87,6 +89,13 @@ def execute(arguments: argparse.Namespace) -> int:
         return _submit(job, arguments)
     launched = "RANK" in os.environ
     return _train(job, _shared_folder(job) if launched else folder.create(job))
+
+
+def read_job(words: Sequence[str]) -> Job:
+    """The job that `offramp train WORDS` would train. Raises UsageError."""
+    parser = Parser(prog="offramp train", allow_abbrev=False)
+    configure(parser)
+    return _job(parser.parse_args(words))
 
 
 def _job(arguments: argparse.Namespace) -> Job:

@@ -61,6 +61,11 @@ class Program:
         """Whether a rank runs `offramp train`."""
         return self._verb() > 0
 
+    @property
+    def train_words(self) -> list[str]:
+        """What follows `offramp train` in a rank's command; empty for another program."""
+        return list(self.own[self._verb() + 1 :]) if self.is_train else []
+
     def command(self, scratch: Path) -> list[str]:
         """What a rank runs; `offramp train` gets a run folder of its own under `scratch`."""
         verb = self._verb()
