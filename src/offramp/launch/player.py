@@ -138,7 +138,10 @@ class Player:
 def _cluster(session: Session, part: Part) -> Cluster:
     if part.cluster:
         return Cluster.read(Path(part.cluster))
-    return Cluster.of(session.choice.name, part.nodes, part.per_node)
+    if part.nodes * part.per_node >= part.world:
+        return Cluster.of(session.choice.name, part.nodes, part.per_node)
+    room = session.choice.chip.chips_per_node or 1  # nothing was said: full nodes
+    return Cluster.of(session.choice.name, -(-part.world // room), room)
 
 
 def begin(session: Session) -> None:
