@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from offramp.launch.prices import ClusterPrices
 from offramp.launch.record import write_json
 from offramp.launch.session import Session
 from offramp.tape.prices import PriceList
-from offramp.tape.tape import Group, TapeWriter
+from offramp.tape.tape import Group, Tape, TapeWriter
 
 VARIABLE = "OFFRAMP_REHEARSE"
 
@@ -73,10 +74,9 @@ class Player:
         rehearsal.begin(session.device, known_bytes=part.known_bytes, kept=part.kept)
         session.identity.install_part(lambda patches: rehearsed.install(self._core, patches))
         self._writer = TapeWriter(Path(part.tape), self._header())
-        prices = PriceList(ClusterPrices(session.device.chip, _cluster(session, part)))
-        self._time = ChipTime(prices, part.rank, self._save)
+        self._session = session
         self._recording = rehearsal.Recording(session.device, self._stepped)
-        self._core.follow_clock(self._time.event_s)
+        self._core.follow_clock(lambda event: self._time.event_s(event))
         if part.leads_time:
             self._time.lead_time(self._core.note_host)
         atexit.register(self.finish)
@@ -84,6 +84,16 @@ class Player:
     @property
     def _core(self) -> Any:
         return self._device.native
+
+    @cached_property
+    def _time(self) -> ChipTime:
+        """The chip's clock, from the first question for it on: most programs ask none."""
+        self._save()
+        prices = PriceList(ClusterPrices(self._device.chip, _cluster(self._session, self._part)))
+        made = ChipTime(prices, self._part.rank, self._save)
+        past = Tape.read(self._part.tape)
+        made.take(past.signatures, past.groups, past.records.tobytes())
+        return made
 
     def _header(self) -> Mapping[str, Any]:
         import torch
@@ -116,7 +126,8 @@ class Player:
             writer.add_groups(groups)
         if reel.records:
             writer.add_records(reel.records)
-        self._time.take(reel.signatures, groups, reel.records)
+        if "_time" in vars(self):
+            self._time.take(reel.signatures, groups, reel.records)
 
     def finish(self) -> None:
         """Write what is left of the tape, and what had to be declared."""
