@@ -22,7 +22,7 @@ from offramp.chips.facts import (
     Quirk,
 )
 from offramp.chips.host import PROBES
-from offramp.chips.reading import ChipFileError, Context, Table, read_fact, read_trust
+from offramp.chips.reading import Context, Table, read_fact, read_trust
 from offramp.errors import UnknownNameError, nearest
 
 DATA = Path(__file__).parent / "data"
@@ -159,16 +159,7 @@ def load(name: str) -> Chip:
 
 def read(path: Path) -> Chip:
     """Read one chip file strictly. Raises ChipFileError."""
-    import tomllib  # not before a file is read: importing the package stays quick
-
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror}); expected a chip file"
-        raise ChipFileError(path, "", problem) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ChipFileError(path, "", f"not TOML: {error}") from error
-    top = Table(path, data)
+    top = Table.of_file(path, "a chip file")
     context = Context(path, _read_sources(top), PROBES)
     facts = _read_scalars(top.table("facts", required=True), context)
     rates = top.table("rates")

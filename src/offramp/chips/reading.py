@@ -50,6 +50,19 @@ class Table:
         self.path, self.where = path, where
         self._data = dict(data)
 
+    @classmethod
+    def of_file(cls, path: Path, expected: str) -> Table:
+        """The whole of a TOML file; `expected` says what it should be. Raises ChipFileError."""
+        import tomllib  # not before a file is read: importing the package stays quick
+
+        try:
+            return cls(path, tomllib.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            problem = f"cannot be read ({error.strerror}); expected {expected}"
+            raise ChipFileError(path, "", problem) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ChipFileError(path, "", f"not TOML: {error}") from error
+
     def key(self, name: str) -> str:
         return f"{self.where}.{name}" if self.where else name
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 from offramp import units
-from offramp.chips import ChipFileError
 from offramp.chips.reading import Context, Table, read_trust
 from offramp.costs.cost import Span
 
@@ -112,14 +110,7 @@ def for_chip(name: str) -> Constants:
 
 def read(path: Path) -> _File:
     """Read one file of constants strictly. Raises ChipFileError (file, key, expectation)."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror}); expected a file of constants"
-        raise ChipFileError(path, "", problem) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ChipFileError(path, "", f"not TOML: {error}") from error
-    top = Table(path, data)
+    top = Table.of_file(path, "a file of constants")
     sources = top.table("sources", required=True)
     context = Context(path, {key: sources.take(key, str) for key in sources.names()}, {})
     top.take("title", str)

@@ -6,7 +6,6 @@ chip, then the chip's own file, then the row for any chip, which is `assumed` wi
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,7 +17,7 @@ from offramp.chips.catalogue import Chip
 from offramp.chips.cluster import TOPOLOGIES, Cluster, Group, Link, Network, scaled
 from offramp.chips.facts import Fact
 from offramp.chips.host import PROBES
-from offramp.chips.reading import ChipFileError, Context, Table, read_fact
+from offramp.chips.reading import Context, Table, read_fact
 from offramp.errors import UsageError
 
 DEFAULTS = Path(__file__).parent / "defaults.toml"
@@ -81,14 +80,7 @@ def read_cluster(path: Path) -> Cluster:
 
 
 def _open(path: Path) -> tuple[Table, Context]:
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror}); expected a cluster file"
-        raise ChipFileError(path, "", problem) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ChipFileError(path, "", f"not TOML: {error}") from error
-    top = Table(path, data)
+    top = Table.of_file(path, "a cluster file")
     sources = top.table("sources")
     return top, Context(path, {key: sources.take(key, str) for key in sources.names()}, PROBES)
 
