@@ -14,6 +14,7 @@ from offramp.device.virtual import VirtualDevice
 
 PARAMETERS, GRADIENTS, OPTIMIZER = 1, 2, 3  # categories of memory, as on the tape
 KNOWN_BYTES = 1 << 20
+_begun = False
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,10 @@ def begin(device: VirtualDevice, *, known_bytes: int = KNOWN_BYTES, kept: float 
     """
     import torch._meta_registrations  # noqa: F401 -- the shape rules that are written in Python
 
+    global _begun
     core = device.native
     core.rehearse(known_bytes, kept)
+    _begun = True
     uncomputed.install(core.is_known, device.kind)
 
 
@@ -94,3 +97,8 @@ def declared_answers(device: VirtualDevice) -> dict[str, int]:
     """What was asked of values that are not there, and how often."""
     answers: dict[str, int] = device.native.declared_answers()
     return answers
+
+
+def is_under_way() -> bool:
+    """Whether operators on this process's chips give shapes and no values."""
+    return _begun

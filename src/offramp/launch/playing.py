@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from offramp.launch.command import Prepared
 
@@ -26,10 +27,30 @@ class Ended:
     said: str
 
 
+class Child(Protocol):
+    """A process that was started: of subprocess, or a fork."""
+
+    @property
+    def pid(self) -> int:
+        """Its number, which is also that of its session."""
+        ...
+
+    def poll(self) -> int | None:
+        """Its status, negative for a signal; None while it runs."""
+        ...
+
+    def wait(self) -> int:
+        """Its status, once it has one."""
+        ...
+
+
+Start = Callable[[Prepared, Path], Child]
+
+
 @dataclass(frozen=True)
 class _Running:
     key: int
-    child: subprocess.Popen[bytes]
+    child: Child
     path: Path
     until_s: float
 
@@ -55,17 +76,22 @@ def run_all(
     folder: Path,
     limit_s: float,
     heard: Callable[[Ended], None],
+    *,
+    start: Start | None = None,
 ) -> None:
     """Run a command for each key, as many at a time as this machine has cores.
 
     heard   gets each ending; where it raises, and on any signal, the others are ended
+    start   starts a command whose words are added to a file, in a session of its own
     """
     waiting, running = list(keys), list[_Running]()
     try:
         while waiting or running:
             while waiting and len(running) < max(1, os.cpu_count() or 1):
                 key = waiting.pop(0)
-                running.append(_start(key, prepare(key), folder, limit_s))
+                path = folder / f"said-{key}.txt"
+                child = (start or spawn)(prepare(key), path)
+                running.append(_Running(key, child, path, time.monotonic() + limit_s))
             time.sleep(POLL_S)
             for one in running:
                 one.forget_early_words()
@@ -77,10 +103,10 @@ def run_all(
             one.end()
 
 
-def _start(key: int, prepared: Prepared, folder: Path, limit_s: float) -> _Running:
-    path = folder / f"said-{key}.txt"
-    with path.open("ab") as file:
-        child = subprocess.Popen(
+def spawn(prepared: Prepared, said: Path) -> Child:
+    """Start a command whose words are added to a file, in a session of its own."""
+    with said.open("ab") as file:
+        return subprocess.Popen(
             prepared.command,
             env=dict(prepared.env),
             stdin=subprocess.DEVNULL,
@@ -88,4 +114,3 @@ def _start(key: int, prepared: Prepared, folder: Path, limit_s: float) -> _Runni
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return _Running(key, child, path, time.monotonic() + limit_s)

@@ -87,7 +87,7 @@ def _start(
     parent = os.getpid()
 
     def become_the_command() -> None:
-        _die_with(parent)
+        die_with(parent)
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -139,7 +139,7 @@ class Witness:
 def _tell_signals(signals: set[signal.Signals], writer: int, parent: int) -> None:
     """The life of the witness: it ends when its parent does, and holds no file of the parent's."""
     try:
-        _die_with(parent)
+        die_with(parent)
         os.dup2(writer, 3)
         os.closerange(0, 3)
         os.closerange(4, 65536)
@@ -153,7 +153,7 @@ def _tell_signals(signals: set[signal.Signals], writer: int, parent: int) -> Non
         os._exit(0)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Have the kernel kill this process when `parent` dies, also when it is killed outright."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

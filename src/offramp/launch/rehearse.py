@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from offramp.launch.launcher import Program
 from offramp.launch.player import Part
 from offramp.launch.playing import Ended, run_all
 from offramp.launch.prices import ClusterPrices
+from offramp.launch.warm import Warm
 from offramp.tape.play import play
 from offramp.tape.prices import PriceList, parse_call
 from offramp.tape.summary import summarize
@@ -171,17 +173,20 @@ def _agree(what: str, launched: int | None, said: int | None, where: str) -> Non
         raise UsageError(f"torchrun starts {launched} {what}, and {where} says {said}")
 
 
-def execute(plan: Plan, told: Callable[[str], None] = lambda text: None) -> Rehearsal:
+def execute(
+    plan: Plan, told: Callable[[str], None] = lambda text: None, warm: Warm | None = None
+) -> Rehearsal:
     """Play the ranks that differ, and put them on one clock.
 
     told   hears, in one line, which rank is played
+    warm   forks for the ranks of `offramp train`, where several rehearsals share one
 
     Raises RehearsalError where the program fails, or none of its steps is found.
     """
     with tempfile.TemporaryDirectory(
         prefix="offramp-rehearsal-", ignore_cleanup_errors=True
     ) as folder:
-        tapes, notes = _play_all(plan, Path(folder), told)
+        tapes, notes = _play_all(plan, Path(folder), told, warm)
     told("replaying")
     prices = PriceList(ClusterPrices(plan.chip, plan.cluster))
     rate = plan.chip.matrix_rates.get("bfloat16") or plan.chip.matrix_rates.get("float16")
@@ -209,7 +214,7 @@ def _add_sizes(summary: dict[str, Any], tapes: Sequence[Tape]) -> None:
 
 
 def _play_all(
-    plan: Plan, folder: Path, told: Callable[[str], None]
+    plan: Plan, folder: Path, told: Callable[[str], None], warm: Warm | None
 ) -> tuple[list[Tape], list[dict[str, Any]]]:
     """Rank 0, then every rank that it exchanges messages with, and theirs: the pipeline."""
     tapes: dict[int, Tape] = {}
@@ -223,14 +228,19 @@ def _play_all(
         tapes[ended.key], notes[ended.key] = _read(plan, folder, ended)
 
     waiting = [0]
-    while waiting:
-        run_all(waiting, prepared, folder, plan.limit_s, heard)
-        waiting = sorted({peer for rank in waiting for peer in _peers(tapes[rank])} - set(tapes))
-        if len(tapes) + len(waiting) > plan.most_ranks:
-            raise RehearsalError(
-                f"more than {plan.most_ranks} ranks exchange messages with one another; "
-                "raise --most-ranks"
-            )
+    with contextlib.ExitStack() as stack:
+        while waiting:
+            if plan.program.is_train and warm is None and len(waiting) > 1:
+                warm = stack.enter_context(Warm())
+            start = None if warm is None else warm.start_or_spawn
+            run_all(waiting, prepared, folder, plan.limit_s, heard, start=start)
+            met = {peer for rank in waiting for peer in _peers(tapes[rank])}
+            waiting = sorted(met - set(tapes))
+            if len(tapes) + len(waiting) > plan.most_ranks:
+                raise RehearsalError(
+                    f"more than {plan.most_ranks} ranks exchange messages with one another; "
+                    "raise --most-ranks"
+                )
     order = sorted(tapes)
     return [tapes[rank] for rank in order], [notes[rank] for rank in order]
 
