@@ -67,7 +67,7 @@ REDUCTIONS = _names(
     _fused_rms_norm_backward cudnn_batch_norm_backward
     cudnn_batch_norm _native_batch_norm_legit _foreach_norm _foreach_max dist sort topk kthvalue
     median mode unique _unique2 unique_dim unique_consecutive histc bincount searchsorted bucketize
-    _amp_foreach_non_finite_check_and_unscale_ mse_loss l1_loss binary_cross_entropy
+    _amp_foreach_non_finite_check_and_unscale_ fused_reduction mse_loss l1_loss binary_cross_entropy
     """
 )
 # Read or write out of order, but all of it.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from offramp.device import fused, rehearsal
 from offramp.identity.patches import Patches
 from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally
@@ -33,7 +34,8 @@ def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
             return original(model, **asked)
         counts.compiled[_spelled(asked), "graph-captured", why] += 1
         kept = {key: asked[key] for key in ("fullgraph", "dynamic") if key in asked}
-        return original(model, backend="eager", **kept)
+        used = fused.backend if rehearsal.is_under_way() else "eager"
+        return original(model, backend=used, **kept)
 
     patches.set(torch, "compile", _like(original, compile))
 

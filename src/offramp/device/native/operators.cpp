@@ -222,6 +222,7 @@ Operator::Operator(const c10::OperatorHandle& handle)
   widens = widening != widened().end();
   widens_bfloat16 = widens && widening->second;
   widens_integers = this->name == "aten::histc";
+  is_fused = name.rfind("offramp::", 0) == 0;
   asks_gradient = name == "aten::_sparse_mm_reduce_impl";
   host_results = offramp::host_results(name);
 }

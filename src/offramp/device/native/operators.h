@@ -36,6 +36,7 @@ struct Operator {
   bool widens{false};         // float16 is computed in float32
   bool widens_bfloat16{false};
   bool widens_integers{false};  // and nothing else
+  bool is_fused{false};         // stands for a compiler's kernel: shapes only
   bool asks_gradient{false};    // its kernel keeps more when an argument requires a gradient
   uint32_t host_results{0};     // one bit a result that stays on the CPU
   std::string missing;          // why this chip does not have it; empty when it does

@@ -345,7 +345,7 @@ void move_bytes(void* to, const void* from, size_t bytes) {
 
 bool run_shapes(Operator& op, int index, c10::Stack* stack) {
   const Given given(op, *stack);
-  const bool small = given.known && given.bytes <= rehearsal().known_bytes;
+  const bool small = given.known && given.bytes <= rehearsal().known_bytes && !op.is_fused;
   if (small && depends_on_values(op)) return false;
   if (!small && declare_results(op, index, stack)) return true;
   const auto outputs = outputs_of(op, given, stack);

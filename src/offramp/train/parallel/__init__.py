@@ -55,9 +55,7 @@ def parallelize(
         if made is not None and made.ep is not None:
             experts.spread_out(part, made.ep)
         for layer in part.layers:
-            layers.recompute(layer, layout.recompute)
-            if numbers.compile:
-                layers.compile_layer(layer)
+            layers.prepare(layer, layout.recompute, compiled=numbers.compile)
         if made is not None:
             spread.shard(part, layout, numbers, made)
     if layout.async_tp and made is not None and made.tp is not None:

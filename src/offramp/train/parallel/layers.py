@@ -12,7 +12,6 @@ from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
     create_selective_checkpoint_contexts,
-    noop_context_fn,
 )
 
 # Selective: the results of these stay, everything else is computed again (as in Korthikanti et al.,
@@ -29,17 +28,31 @@ _KEPT = (
 )
 
 
+def prepare(layer: nn.Module, how: str, *, compiled: bool) -> None:
+    """Compute the layer's activations again as `how` says, and compile it.
+
+    What is wholly computed again is compiled by itself, a second call of it being all there is to
+    it; what keeps some results is one with the rule of what it keeps.
+    """
+    steps = [lambda: recompute(layer, how)]
+    if compiled:
+        steps.insert(0 if how == "full" else 1, lambda: compile_layer(layer))
+    for step in steps:
+        step()
+
+
 def recompute(layer: nn.Module, how: str) -> None:
     """Compute the layer's activations again in the backward pass: 'none', 'selective', 'full'."""
     if how == "none":
         return
     inner = layer.forward
-    context_fn = _selective() if how == "selective" else noop_context_fn
+    # A compiler that reads this takes a context that is given, and only that.
+    options: dict[str, Any] = {"context_fn": _selective()} if how == "selective" else {}
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return inner(*args, **kwargs)
-        return checkpoint(inner, *args, use_reentrant=False, context_fn=context_fn, **kwargs)
+        return checkpoint(inner, *args, use_reentrant=False, **options, **kwargs)
 
     replace_forward(layer, forward)
 

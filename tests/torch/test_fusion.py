@@ -1,0 +1,108 @@
+"""What a compiler makes one kernel of: kernels and bytes counted by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from offramp.device import fused, fusion
+
+X = torch.zeros(64, 256)
+W = torch.zeros(256, 256)
+
+
+def graph(function: Callable[..., object], *inputs: torch.Tensor) -> GraphModule:
+    return make_fx(function, tracing_mode="fake")(*inputs)
+
+
+def kernels(function: Callable[..., object], *inputs: torch.Tensor) -> list[list[str]]:
+    """The operators of each kernel."""
+    units = fusion.plan(graph(function, *inputs).graph.nodes)
+    return [[fusion.name_of(node) for node in unit.nodes] for unit in units]
+
+
+def test_a_chain_of_elementwise_operators_is_one_kernel() -> None:
+    assert kernels(lambda x: (x * 2 + 1).tanh(), X) == [["mul", "add", "tanh"]]
+
+
+def test_a_product_keeps_its_own_kernel_and_parts_what_it_lies_between() -> None:
+    """x + f(x) W: the sum cannot be computed with f, for the product needs f first."""
+    found = kernels(lambda x, w: x.tanh() + x.tanh() @ w + x, X, W)
+    assert [unit for unit in found if "mm" in unit] == [["mm"]]
+    made = kernels(lambda x, w: (y := x.tanh()) + y @ w, X, W)
+    assert made == [["tanh"], ["mm"], ["add"]]
+
+
+def test_a_norm_over_rows_is_one_kernel_with_what_it_feeds() -> None:
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-5)
+
+    assert kernels(norm, X) == [["mul", "mean", "add", "rsqrt", "mul"]]
+
+
+def test_a_sum_over_rows_and_one_over_columns_are_two_kernels() -> None:
+    found = kernels(lambda x: ((y := x * 2).sum(1), y.sum(0)), X)
+    assert len(found) == 2
+
+
+def test_a_kernel_reads_its_inputs_once_and_writes_what_others_read() -> None:
+    lowered = fused.lowered(graph(lambda x, w: (y := (x * 2 + x).tanh()) @ w + y, X, W))
+    calls = [node for node in lowered.graph.nodes if "offramp" in str(node.target)]
+    assert len(calls) == 2
+    first, last = calls
+    assert len(first.args[0]) == 1  # x, although two operators read it
+    assert fused.made_from(first.args[1], "meta")[0].shape == X.shape
+    assert len(last.args[0]) == 2  # the product and y
+
+
+def test_views_cost_nothing_and_reach_through() -> None:
+    found = kernels(lambda x: (x.view(64, 2, 128).transpose(1, 2) * 2).reshape(64, 256) + 1, X)
+    assert [name for unit in found for name in unit if name not in ("clone",)] == ["mul", "add"]
+
+
+def test_several_results_of_one_operator_are_told_apart() -> None:
+    def both(x: torch.Tensor) -> torch.Tensor:
+        variance, mean = torch.var_mean(x, 1, keepdim=True)
+        return (x - mean) / variance.sqrt()
+
+    assert len(kernels(both, X)) == 1
+    made = fused.lowered(graph(lambda x: torch.var_mean(x, 1), X))
+    (call,) = [node for node in made.graph.nodes if "offramp" in str(node.target)]
+    assert [out.shape for out in fused.made_from(call.args[1], "meta")] == [(64,), (64,)]
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.sampled_from(["float32", "int64"]))
+def test_a_layout_gives_the_tensors_it_was_made_of(shape: list[int], dtype: str) -> None:
+    value = torch.empty(shape, dtype=getattr(torch, dtype)).transpose(0, -1)
+    (made,) = fused.made_from(fused.layout_of([value]), "meta")
+    assert (made.shape, made.stride(), made.dtype) == (value.shape, value.stride(), value.dtype)
+
+
+@given(st.lists(st.sampled_from(["tanh", "mm", "sum", "norm", "add"]), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=30)
+def test_kernels_never_wait_for_each_other(steps: list[str]) -> None:
+    """Any chain with skip connections can be ordered, and every operator is in one kernel."""
+
+    def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        first = x
+        for step in steps:
+            if step == "mm":
+                x = x @ w
+            elif step == "sum":
+                x = x + x.sum(0)
+            elif step == "norm":
+                x = x / x.amax(1, keepdim=True)
+            else:
+                x = x + first if step == "add" else x.tanh()
+        return x
+
+    made = graph(run, X, W)
+    names = [fusion.name_of(n) for n in made.graph.nodes if n.op == "call_function"]
+    units = fusion.plan(made.graph.nodes)
+    assert sorted(fusion.name_of(n) for unit in units for n in unit.nodes) == sorted(names)
+    fused.lowered(made).graph.lint()
