@@ -63,9 +63,11 @@ def compute(product: Product, rate: Rate, limits: Limits) -> Span:
     kernel = limits.constants["memory.kernel"].value
     results = product.m * product.n * product.batch
     speed = (limits.bandwidth * limits.constants["memory.pointwise_share"]).value
+    real = product.flops / (2.0 * product.m * product.n * product.k * product.batch)
+    last = Span.exact(1) if exact else limits.constants["products.unknown_waves"]
 
     def seconds(plan: Plan) -> float:
-        work = plan.flops * (1 + ramp.value / plan.depth) / plan.tile.share
+        work = plan.flops * (1 + ramp.value / plan.depth) / plan.tile.share * real * last.value
         taken = _filled(plan.units, cores.value, exact) * work / rate.achieved.value
         partials = 2.0 * plan.split * results * _PARTIAL_BYTES / speed + kernel
         return taken + (partials if plan.split > 1 else 0.0)
@@ -74,11 +76,7 @@ def compute(product: Product, rate: Rate, limits: Limits) -> Span:
     value, low, high = (_filled(best.units, c, exact) for c in (cores.value, cores.low, cores.high))
     filled = Span(value, low, high, cores.tier)
     deep = (ramp / best.depth + 1) * (best.flops / best.tile.share)
-    real = product.flops / (2.0 * product.m * product.n * product.k * product.batch)
-    span = filled * deep * real / rate.achieved
-    if not exact:
-        span = span * limits.constants["products.unknown_waves"]
-    span = span.at_least(Span.exact(product.flops) / rate.peak)
+    span = (filled * deep * real / rate.achieved * last).at_least(Span.exact(product.flops) / rate.peak)
     return span + _partials(product, best, limits)
 
 
