@@ -76,7 +76,9 @@ def compute(product: Product, rate: Rate, limits: Limits) -> Span:
     value, low, high = (_filled(best.units, c, exact) for c in (cores.value, cores.low, cores.high))
     filled = Span(value, low, high, cores.tier)
     deep = (ramp / best.depth + 1) * (best.flops / best.tile.share)
-    span = (filled * deep * real / rate.achieved * last).at_least(Span.exact(product.flops) / rate.peak)
+    span = (filled * deep * real / rate.achieved * last).at_least(
+        Span.exact(product.flops) / rate.peak
+    )
     return span + _partials(product, best, limits)
 
 

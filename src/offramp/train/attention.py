@@ -1,8 +1,8 @@
 """Causal attention that stays inside each document, as transformers calls it.
 
-transformers looks attention up by the name in a model's configuration. Under NAME it finds
-`attend`, which takes the documents of the batch from the keyword `packing` that travels through
-the layers, so that no model code knows of packing.
+transformers looks attention up by the name in a model's configuration. Under NAMES it finds
+`attend`, in one kernel or by products, which takes the documents of the batch from the keyword
+`packing` that travels through the layers, so that no model code knows of packing.
 
 Shapes: B sequences, H heads, T tokens, D numbers a head.
 """
@@ -10,6 +10,7 @@ Shapes: B sequences, H heads, T tokens, D numbers a head.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from offramp.train import host_attention
 
 NAME = "offramp"
+NAMES = {"fused": NAME, "products": f"{NAME}_products"}  # by the choices of `model.attention`
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +42,14 @@ class Packing:
 
 
 def register() -> None:
-    """Make `attend` known to transformers under NAME."""
+    """Make both kinds of attention known to transformers under NAMES."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+    made: dict[str, Any] = {"fused": attend, "products": partial(attend, by_products=True)}
+    for kind, name in NAMES.items():
+        AttentionInterface.register(name, made[kind])
+        AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
 
 
 def find_spans(documents_BT: Tensor) -> tuple[tuple[int, int, int], ...] | None:
@@ -81,12 +85,14 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     packing: Packing | None = None,
+    by_products: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention for transformers' layers: returns the output as (B, T, H, D), and no weights.
 
     Fewer key-value heads than query heads are shared out evenly (grouped queries). Layers with a
-    window give it as `sliding_window`.
+    window give it as `sliding_window`. `by_products`: every pair's weight is in memory, as before
+    fused kernels.
     """
     packing = packing or Packing()
     sliding_window: int | None = kwargs.get("sliding_window")
@@ -99,19 +105,43 @@ def attend(
     }
     mask_BTT = attention_mask if attention_mask is not None else packing.mask_BTT
     window = sliding_window is not None and sliding_window < key_BHTD.shape[2]
-    if mask_BTT is None and window:
-        mask_BTT = _window_mask(packing, query_BHTD)
+    if mask_BTT is None and (window or by_products):
+        mask_BTT = _whole_mask(packing, query_BHTD)
     if mask_BTT is not None:
         if window:
             assert sliding_window is not None
             mask_BTT = mask_BTT & _near(mask_BTT, packing.distance_TT, sliding_window)
         own = attention_mask is None and packing.context is None  # then it is causal
+        if by_products:
+            out_BHTD = _by_products(query_BHTD, key_BHTD, value_BHTD, mask_BTT, options)
+            return out_BHTD.transpose(1, 2).contiguous(), None
         out_BHTD = _masked(query_BHTD, key_BHTD, value_BHTD, mask_BTT, options, causal=own)
     elif packing.spans is None:
         out_BHTD = _causal(query_BHTD, key_BHTD, value_BHTD, options)
     else:
         out_BHTD = _by_document(query_BHTD, key_BHTD, value_BHTD, packing.spans, options)
     return out_BHTD.transpose(1, 2).contiguous(), None
+
+
+def _by_products(
+    query_BHTD: Tensor,
+    key_BHTD: Tensor,
+    value_BHTD: Tensor,
+    mask_BTT: Tensor,
+    options: dict[str, Any],
+) -> Tensor:
+    """Weights of all pairs in memory, softmax in float32."""
+    if options["enable_gqa"]:
+        groups = query_BHTD.shape[1] // key_BHTD.shape[1]
+        key_BHTD = key_BHTD.repeat_interleave(groups, 1)
+        value_BHTD = value_BHTD.repeat_interleave(groups, 1)
+    scale = options["scale"] or query_BHTD.shape[-1] ** -0.5
+    scores_BHTT = (query_BHTD @ key_BHTD.mT) * scale
+    shares_BHTT = scores_BHTT.masked_fill(~mask_BTT, -torch.inf).softmax(-1, dtype=torch.float32)
+    if options["dropout_p"]:
+        shares_BHTT = torch.dropout(shares_BHTT, options["dropout_p"], train=True)
+    out_BHTD: Tensor = shares_BHTT.to(query_BHTD.dtype) @ value_BHTD
+    return out_BHTD
 
 
 def _causal(
@@ -176,10 +206,12 @@ def _by_document(
     return torch.cat(rows)
 
 
-def _window_mask(packing: Packing, query_BHTD: Tensor) -> Tensor:
+def _whole_mask(packing: Packing, query_BHTD: Tensor) -> Tensor:
     batch, width = query_BHTD.shape[0], query_BHTD.shape[2]
+    if packing.spans is None:
+        return torch.ones(width, width, dtype=torch.bool, device=query_BHTD.device).tril()
     documents_BT = torch.zeros(batch, width, dtype=torch.int64)
-    for number, (row, first, past) in enumerate(packing.spans or ()):
+    for number, (row, first, past) in enumerate(packing.spans):
         documents_BT[row, first:past] = number
     return causal_mask(documents_BT).to(query_BHTD.device)
 

@@ -22,6 +22,7 @@ TOKENIZERS = ("auto", "byte", "bpe", "folder")
 FORMATS = ("auto", "text", "jsonl", "parquet", "datasets", "tokens")
 DEFAULT = tomllib.loads((Path(__file__).parent / "default.toml").read_text(encoding="utf-8"))
 DEFAULT_MINUTES = 2.0
+ATTENTIONS = ("fused", "products")
 BALANCES = ("auto", "loss", "bias", "none")
 
 
@@ -58,6 +59,14 @@ class ModelSection:
     folder: str = key("", "a local Hugging Face folder, instead of a preset")
     fresh: bool = key(False, "with a folder: take its configuration only, start from new weights")
     config: dict[str, Any] = key({}, "configuration keys to change, as transformers names them")
+    vocabulary: int = key(
+        0, "rows of the token table; 0: as many as the tokenizer has tokens", low=0
+    )
+    attention: str = key(
+        "fused",
+        "'fused': one kernel that keeps no weights of pairs, or 'products': products and a softmax",
+        choices=ATTENTIONS,
+    )
     balance: str = key(
         "auto",
         "keeps experts evenly used: 'loss' (auxiliary), 'bias' (without a loss), 'none', or "

@@ -113,12 +113,12 @@ def set_up(job: Job, folder: RunFolder, world: World, tell: Tell) -> Run:
         tell(Warned(caution))
     attention.register()
     tokenizer, corpora = _in_turn(world, lambda: _open_data(job, tell))
-    vocabulary = None if job.model.folder and not job.model.fresh else tokenizer.vocabulary
+    vocabulary = _vocabulary(job, tokenizer)
     config = build.configure(job.model, vocabulary=vocabulary)
     _check_model(job, config, tokenizer)
     if vocabulary is not None:
         config.eos_token_id = tokenizer.end
-    config._attn_implementation = attention.NAME
+    config._attn_implementation = attention.NAMES[job.model.attention]
     causal = build.build(config)
     shape = build.describe(config, causal)
     job.layout.check_model(
@@ -161,6 +161,22 @@ def set_up(job: Job, folder: RunFolder, world: World, tell: Tell) -> Run:
     )
     _resume(run)
     return run
+
+
+def _vocabulary(job: Job, tokenizer: Tokenizer) -> int | None:
+    """Rows of the token table; None: as many as the weights in the folder have."""
+    if job.model.folder and not job.model.fresh:
+        if job.model.vocabulary:
+            raise UsageError(
+                "model.vocabulary is for new weights; expected 0, or model.fresh = true"
+            )
+        return None
+    if job.model.vocabulary and job.model.vocabulary < tokenizer.vocabulary:
+        raise UsageError(
+            f"model.vocabulary is {job.model.vocabulary}, and the tokenizer has "
+            f"{tokenizer.vocabulary} tokens; expected at least as many, or 0"
+        )
+    return job.model.vocabulary or tokenizer.vocabulary
 
 
 def _use_fp8(job: Job, model: LanguageModel) -> None:

@@ -30,10 +30,10 @@ def softmax_attention(q, k, v, seen):
     return scores.masked_fill(~seen, -np.inf).softmax(-1) @ v
 
 
-@given(documents(), st.sampled_from([None, 3]), st.booleans())
-@settings(deadline=None, max_examples=60)
+@given(documents(), st.sampled_from([None, 3]), st.booleans(), st.booleans())
+@settings(deadline=None, max_examples=100)
 def test_a_token_sees_the_past_of_its_document_only(
-    numbers_BT: torch.Tensor, window: int | None, masked: bool
+    numbers_BT: torch.Tensor, window: int | None, masked: bool, by_products: bool
 ) -> None:
     batch = len(numbers_BT)
     torch.manual_seed(batch)
@@ -46,7 +46,8 @@ def test_a_token_sees_the_past_of_its_document_only(
     packing = (
         Packing(mask_BTT=causal_mask(numbers_BT)) if masked else Packing(find_spans(numbers_BT))
     )
-    out, _ = attend(nn.Module(), q, k, v, None, packing=packing, sliding_window=window)
+    how = {"packing": packing, "by_products": by_products}
+    out, _ = attend(nn.Module(), q, k, v, None, sliding_window=window, **how)
     exact = softmax_attention(q, k, v, seen[:, None]).transpose(1, 2)
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
 
