@@ -1,0 +1,1 @@
+"""Published training runs, rehearsed: how far predictions are from what was measured."""

@@ -1,0 +1,220 @@
+"""From a published row to the job of `offramp train` that does the same, on the same cluster."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from offramp.validate.rows import TIMES, Row
+
+RULES = Path(__file__).parent / "mapping.toml"
+PADDED_TO = 128  # rows of the token table, times tp, in Megatron-LM
+
+
+class UnmappedError(Exception):
+    """A row that no job of `offramp train` stands for; the message says why."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row and what is rehearsed for it.
+
+    chip, facts, source   the catalogue's chip, and where the published one differs
+    network     (per, rails, Gbit/s, name) of the cluster; None: the chip's usual one
+    config      of the model, as transformers names it
+    job         keys of the job, such as `layout.tp`
+    micro_batches   of each data-parallel rank in a step
+    unknown     inputs that the source does not state, or not clearly
+    """
+
+    row: Row
+    chip: str
+    facts: Mapping[str, str]
+    source: str
+    network: tuple[str, int, int, str] | None
+    config: dict[str, Any]
+    job: dict[str, Any]
+    micro_batches: int
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes the run took."""
+        return -(-self.row.chip_count // self.per_node)
+
+    @property
+    def per_node(self) -> int:
+        """Chips of a node."""
+        return min(self.row.node_size or 8, self.row.chip_count)
+
+
+@dataclass
+class _Read:
+    """A row while it is read: what was found to be unknown."""
+
+    row: Row
+    unknown: list[str] = field(default_factory=list)
+
+    def number(self, name: str) -> int:
+        value: int | None = getattr(self.row, name)
+        if value is None or value <= 0:
+            raise UnmappedError(f"{name} is not stated")
+        return value
+
+    def by_rule(self, section: str, word: str, otherwise: Any, *, also: str = "") -> Any:
+        """What the first rule that is found says; `otherwise`, and unknown, without a word."""
+        for rule in rules()[section]:
+            if re.search(rule["match"], word) or (also and re.search(rule["match"], also)):
+                if "refused" in rule:
+                    raise UnmappedError(f"{rule['refused']} ({word})")
+                return rule["is"]
+        if word and not word.startswith("not stated"):
+            raise UnmappedError(f"{section} {word!r} is not known")
+        self.unknown.append(section)
+        return otherwise
+
+
+@cache
+def rules() -> dict[str, Any]:
+    """The rules of mapping.toml."""
+    return tomllib.loads(RULES.read_text(encoding="utf-8"))
+
+
+def case_of(row: Row) -> Case:
+    """What to rehearse for a row. Raises UnmappedError."""
+    read = _Read(row)
+    _check_kind(row)
+    chip = next((r for r in rules()["chip"] if re.fullmatch(r["row"], _bare(row.chip))), None)
+    if chip is None:
+        raise UnmappedError(f"{row.chip} is not in the catalogue, or not trained by PyTorch")
+    framework = _framework(row)
+    layout = _layout(read)
+    mbs = read.number("mbs")
+    dp = layout["layout.dp_replicate"] * layout["layout.dp_shard"]
+    batch = read.number("gbs_seqs")
+    if batch % (dp * mbs):
+        raise UnmappedError(f"a batch of {batch} does not divide into {dp} x {mbs} sequences")
+    attention = read.by_rule("attention", row.attention_impl, "fused")
+    recompute = read.by_rule("recompute", row.recompute, "none")
+    if recompute == "core" and attention != "fused":
+        raise UnmappedError("recompute of attention alone, without a fused kernel")
+    job = layout | {
+        "layout.micro_batch": mbs,
+        "layout.recompute": "none" if recompute == "core" else recompute,
+        "train.precision": read.by_rule("precision", row.precision, "bf16"),
+        "train.compile": framework["kernels"] == "fused",
+        "model.attention": attention,
+        "data.sequence": read.number("seq_len"),
+        "train.loss_chunk": mbs * read.number("seq_len"),
+    }
+    config = _config(read, pads=bool(framework.get("pads")), tp=layout["layout.tp"])
+    network = _network(read)
+    case = Case(
+        row,
+        chip["chip"],
+        chip.get("facts", {}),
+        chip.get("source", ""),
+        network,
+        config,
+        job,
+        batch // (dp * mbs),
+    )
+    if row.confidence == "low":
+        read.unknown.append("several (confidence low)")
+    return Case(**{**vars(case), "unknown": tuple(read.unknown)})
+
+
+def _bare(chip: str) -> str:
+    return chip.strip()
+
+
+def _check_kind(row: Row) -> None:
+    if row.step_s is None and row.memory_bytes is None:
+        what = "its step is not known" if row.value_kind in TIMES else row.value_kind
+        raise UnmappedError(f"{what}: no time and no memory to compare with")
+    if not re.match(r"pretrain|SFT full|finetune|SFT$", row.task) or "diffusion" in row.task:
+        raise UnmappedError(f"task {row.task!r}")
+    if row.moe_experts:
+        raise UnmappedError("a mixture of experts")
+
+
+def _framework(row: Row) -> Mapping[str, Any]:
+    words = f"{row.notes} {row.framework}"
+    for rule in rules()["framework"]:
+        if re.search(rule["match"], words):
+            return dict(rule)
+    raise UnmappedError(f"framework {row.framework!r}")
+
+
+def _layout(read: _Read) -> dict[str, Any]:
+    row = read.row
+    tp, pp, cp, vpp = row.tp or 1, row.pp or 1, row.cp or 1, row.vpp or 1
+    if (row.ep or 1) > 1:
+        raise UnmappedError("a mixture of experts")
+    chips = read.number("chip_count")
+    if chips % (tp * pp * cp):
+        raise UnmappedError(f"{chips} chips do not divide into tp {tp} x pp {pp} x cp {cp}")
+    dp = chips // (tp * pp * cp)
+    if row.dp and row.dp != dp:
+        raise UnmappedError(f"dp is {row.dp}, and tp {tp} x pp {pp} x cp {cp} leave {dp}")
+    zero = read.by_rule("sharding", row.dp_sharding, 0) if dp > 1 else 0
+    layout: dict[str, Any] = {
+        "layout.tp": tp,
+        "layout.pp": pp,
+        "layout.cp": cp,
+        "layout.dp_replicate": 1 if zero else dp,
+        "layout.dp_shard": dp if zero else 1,
+        "layout.zero": zero or 3,
+        "layout.sequence_parallel": row.seq_parallel == "y",
+    }
+    if vpp > 1 and pp > 1:
+        layout |= {"layout.pipeline": "interleaved", "layout.stages": vpp}
+    return layout
+
+
+def _config(read: _Read, *, pads: bool, tp: int) -> dict[str, Any]:
+    row = read.row
+    gated = row.mlp_gated == "y"
+    hidden, heads = read.number("hidden"), read.number("heads")
+    vocabulary = read.number("vocab")
+    if pads:
+        vocabulary = -(-vocabulary // (PADDED_TO * tp)) * PADDED_TO * tp
+    config: dict[str, Any] = {
+        "model_type": "llama" if gated else "nemotron",
+        "hidden_size": hidden,
+        "intermediate_size": read.number("ffn_hidden"),
+        "num_hidden_layers": read.number("layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": row.kv_heads or heads,
+        "head_dim": row.head_dim or hidden // heads,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": read.number("seq_len"),
+        "tie_word_embeddings": row.tied_emb == "y",
+        "attention_bias": not gated,
+        "mlp_bias": not gated,
+    }
+    if not gated:
+        config["hidden_act"] = "gelu"
+    return config
+
+
+def _network(read: _Read) -> tuple[str, int, int, str] | None:
+    row = read.row
+    if row.chip_count <= (row.node_size or 8):
+        return None
+    for rule in rules()["network"]:
+        found = re.search(rule["match"], row.network)
+        if found is None:
+            continue
+        fabric = next((r for r in rules()["fabric"] if re.search(r["match"], row.network)), None)
+        name = fabric["name"] if fabric else "network"
+        numbers = [int(number) for number in found.groups()]
+        rails = numbers[0] if rule["per"] == "rail" else 1
+        return rule["per"], rails, numbers[-1], name
+    read.unknown.append("network")
+    return None
