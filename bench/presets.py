@@ -134,7 +134,7 @@ def tape_chip(chip: str) -> str:
     """The chip that is played for `chip`: the first that `offramp train` treats alike.
 
     Training goes by two peculiarities of chip files; the tapes of chips that agree in them are
-    equal record for record (tests/programs/test_fit.py).
+    equal record for record (tests/programs/test_fitting.py).
     """
     return next(other for other in CHIPS if _treated(other) == _treated(chip))
 

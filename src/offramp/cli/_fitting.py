@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from offramp.cli import Parser
+
 if TYPE_CHECKING:
     from offramp.launch.fit import Change, Search
     from offramp.launch.rehearse import Plan, Rehearsal
@@ -20,6 +22,8 @@ Planned = Callable[[argparse.Namespace], "Plan"]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
+    if isinstance(parser, Parser):
+        parser.takes_flags |= {"--vary"}
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--fit",

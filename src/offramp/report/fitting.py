@@ -25,8 +25,9 @@ def lines(outcome: Mapping[str, Any]) -> Iterator[Line]:
         yield Line("fits", f"{one['change']}: {_figures(one)}", "good")
     if not good:
         count = plural(len(tried), "other setting")
-        said = f"none of {count} that were rehearsed" if tried else "no setting of the job is left"
-        yield Line("fits", f"{said}" if tried else f"{said} that could make it fit", "bad")
+        none = f"nothing that was rehearsed ({count})"
+        said = none if tried else "no setting of the job is left that could make it fit"
+        yield Line("fits", said, "bad")
     for one in tried:
         if one["fits"]:
             continue

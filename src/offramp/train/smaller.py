@@ -101,7 +101,10 @@ def _shared(placed: Placed, beside: Mapping[str, Any], when: str) -> Iterator[La
         sharded["zero"] = 3
     if sharded:
         yield Ladder("more sharding", placed.rungs([{**beside, **sharded}]), when=when)
-    for axis, title in (("tp", "tensor parallel"), ("cp", "context parallel"), ("pp", "pipeline")):
+    axes = {"tp": "tensor parallel", "cp": "context parallel"}
+    if when == "none":
+        axes["pp"] = "pipeline"
+    for axis, title in axes.items():
         now, times, changes = getattr(layout, axis), 2, []
         most = placed.per_node // layout.tp if axis == "tp" else layout.dp_shard
         while times <= most:
@@ -109,7 +112,7 @@ def _shared(placed: Placed, beside: Mapping[str, Any], when: str) -> Iterator[La
                 split = {axis: now * times, "dp_shard": layout.dp_shard // times}
                 changes.append({**beside, **split})
             times *= 2
-        yield Ladder(title, placed.rungs(changes), when="none" if axis == "pp" else when)
+        yield Ladder(title, placed.rungs(changes), when=when)
 
 
 def _more_chips(placed: Placed, beside: Mapping[str, Any], when: str) -> Ladder:
