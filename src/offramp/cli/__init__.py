@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from offramp import __version__
 from offramp.errors import OfframpError, UnknownNameError, UsageError
@@ -22,7 +22,20 @@ BROKEN_PIPE = 141
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports misuse in one line."""
+    """An argument parser that reports misuse in one line.
+
+    Options among `takes_flags` have the next word as their value even where it begins with `-`.
+    """
+
+    takes_flags: frozenset[str] = frozenset()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, whose own classes call it for verbs."""
+        words = list(sys.argv[1:] if args is None else args)
+        for at in range(len(words) - 2, -1, -1):
+            if words[at] in self.takes_flags:
+                words[at : at + 2] = [f"{words[at]}={words[at + 1]}"]
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see: {self.prog} --help")

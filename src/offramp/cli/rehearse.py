@@ -9,7 +9,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+from offramp.cli import _fitting
+
+if TYPE_CHECKING:
+    from offramp.launch.rehearse import Plan
 
 HELP = "play a program on a cluster without computing values: does it fit, how long is a step"
 EPILOG = """\
@@ -50,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="machine",
         help="what the program's own `time` reads (default: machine)",
     )
+    _fitting.configure(parser)
     parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
     parser.add_argument("--trace", metavar="FILE", help="write a trace that Perfetto opens")
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -62,9 +68,34 @@ def execute(arguments: argparse.Namespace) -> int:
     from offramp.report import rehearsal
     from offramp.tape.summary import to_json
 
+    _fitting.check(arguments)
     if not arguments.cluster:
         _take_from_job(arguments)
-    plan = rehearse.plan(
+    for path in filter(None, (arguments.json, arguments.trace)):
+        rehearse.check_writable(Path(path))
+    if arguments.vary:
+        with _ended_by_signals(), _telling() as tell:
+            return _fitting.vary(arguments, planned, tell)
+    plan = planned(arguments)
+    if plan.note:
+        print(f"offramp: {plan.note}", file=sys.stderr)
+    with _ended_by_signals(), _telling() as tell:
+        found = rehearse.execute(plan, tell)
+        more = _fitting.ways_out(arguments, planned, plan, found, tell)
+    if arguments.json:
+        rehearse.write_text(Path(arguments.json), to_json(found.summary))
+    if arguments.trace:
+        found.write_trace(Path(arguments.trace))
+    lines = [*rehearsal.lines(found.summary), *more]
+    _output.show(rehearsal.title(found.summary), lines, sys.stdout)
+    return 0 if found.summary["fits"] else 1
+
+
+def planned(arguments: argparse.Namespace) -> Plan:
+    """The rehearsal that the arguments ask for. Raises UsageError."""
+    from offramp.launch import rehearse
+
+    return rehearse.plan(
         arguments.command,
         chip=arguments.chip,
         nodes=arguments.nodes,
@@ -76,18 +107,6 @@ def execute(arguments: argparse.Namespace) -> int:
         kept=arguments.mask_keeps,
         leads_time=arguments.clock == "chip",
     )
-    for path in filter(None, (arguments.json, arguments.trace)):
-        rehearse.check_writable(Path(path))
-    if plan.note:
-        print(f"offramp: {plan.note}", file=sys.stderr)
-    with _ended_by_signals(), _telling() as tell:
-        found = rehearse.execute(plan, tell)
-    if arguments.json:
-        rehearse.write_text(Path(arguments.json), to_json(found.summary))
-    if arguments.trace:
-        found.write_trace(Path(arguments.trace))
-    _output.show(rehearsal.title(found.summary), rehearsal.lines(found.summary), sys.stdout)
-    return 0 if found.summary["fits"] else 1
 
 
 def _take_from_job(arguments: argparse.Namespace) -> None:

@@ -76,10 +76,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was found: plain data, and the tapes that it was found from."""
+    """What was found: plain data, and the tapes and notes of players that it was found from."""
 
     summary: dict[str, Any]
     tapes: list[Tape]
+    notes: Sequence[Mapping[str, Any]]
     prices: PriceList
 
     def write_trace(self, path: Path) -> None:
@@ -188,6 +189,14 @@ def execute(
     ) as folder:
         tapes, notes = _play_all(plan, Path(folder), told, warm)
     told("replaying")
+    return conclude(plan, tapes, notes)
+
+
+def conclude(plan: Plan, tapes: list[Tape], notes: Sequence[Mapping[str, Any]]) -> Rehearsal:
+    """What tapes that are there already tell, at the prices of the plan's chip and cluster.
+
+    notes   what each player said beside its tape: steps played, answers declared, refusals
+    """
     prices = PriceList(ClusterPrices(plan.chip, plan.cluster))
     rate = plan.chip.matrix_rates.get("bfloat16") or plan.chip.matrix_rates.get("float16")
     peak = rate.value if rate is not None and isinstance(rate.value, int | float) else None
@@ -202,7 +211,7 @@ def execute(
     summary["steps_played"] = notes[0]["steps"]
     missing = int(summary["memory"]["allocated_bytes"]) - capacity
     summary["fits"], summary["shortfall_bytes"] = missing <= 0, max(0, missing)
-    return Rehearsal(summary, tapes, prices)
+    return Rehearsal(summary, tapes, notes, prices)
 
 
 def _add_sizes(summary: dict[str, Any], tapes: Sequence[Tape]) -> None:
