@@ -20,6 +20,7 @@ from offramp.launch.launcher import Program
 from offramp.launch.player import Part
 from offramp.launch.playing import Ended, run_all
 from offramp.launch.prices import ClusterPrices
+from offramp.launch.spending import Terms, spend
 from offramp.tape.play import play
 from offramp.tape.prices import PriceList, parse_call
 from offramp.tape.summary import summarize
@@ -47,6 +48,7 @@ class Plan:
     kept          the share of elements that a mask of unknown values keeps
     leads_time    whether the program's own `time` reads the chip's clock
     cluster_file  where the cluster was read from; empty: it is of one chip of the catalogue
+    terms         tokens of a step, steps of the run and the price of a chip, as far as known
     note          what the user should know of the Python that is used
     """
 
@@ -61,6 +63,7 @@ class Plan:
     kept: float = 1.0
     leads_time: bool = False
     cluster_file: str = ""
+    terms: Terms = Terms()
     note: str = ""
 
     @property
@@ -189,6 +192,7 @@ def execute(plan: Plan, told: Callable[[str], None] = lambda text: None) -> Rehe
     capacity = plan.chip.memory_bytes
     summary = summarize(tapes, prices, peak_flops=peak, capacity_bytes=capacity)
     _add_sizes(summary, tapes)
+    summary |= spend(summary["step_s"], plan.world, plan.chip, plan.terms)
     summary["command"] = list(plan.program.given)
     summary["cluster"] = plan.cluster.title
     summary["declared"] = _added([note["declared"] for note in notes])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from offramp.report import spending
 from offramp.report.lines import Line, listed, plural
 from offramp.units import format_bytes, format_flops, format_seconds
 
@@ -21,7 +22,7 @@ def lines(summary: Mapping[str, Any]) -> list[Line]:
     """The result, the answers that a user asks for first."""
     mid = summary["step_s"]["mid"]
     longest = summary["ranks"][0]
-    out = [_memory(summary), _step(summary), *_mfu(summary)]
+    out = [_memory(summary), _step(summary), *_mfu(summary), *spending.lines(summary)]
     out.append(Line("time", _split(summary["split"], mid)))
     for label, rows in (
         ("operators", _operators(longest["operators"])),
