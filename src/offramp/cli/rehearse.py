@@ -60,6 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--price", metavar="AMOUNT", help="of a chip for an hour, such as 2.5 or '2.5 USD'"
     )
+    parser.add_argument("--html", metavar="FILE", help="write the result as a page with plots")
     parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
     parser.add_argument("--trace", metavar="FILE", help="write a trace that Perfetto opens")
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -69,7 +70,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """Rehearse; 0 where it fits, 1 where it does not."""
     from offramp.cli import _output
     from offramp.launch import rehearse
-    from offramp.report import rehearsal
+    from offramp.report import page, rehearsal
     from offramp.tape.summary import to_json
 
     job = _job(arguments.command)
@@ -88,7 +89,9 @@ def execute(arguments: argparse.Namespace) -> int:
         leads_time=arguments.clock == "chip",
         terms=_terms(arguments, job),
     )
-    for path in filter(None, (arguments.json, arguments.trace)):
+    if arguments.html:
+        page.check()
+    for path in filter(None, (arguments.json, arguments.trace, arguments.html)):
         rehearse.check_writable(Path(path))
     if plan.note:
         print(f"offramp: {plan.note}", file=sys.stderr)
@@ -96,6 +99,9 @@ def execute(arguments: argparse.Namespace) -> int:
         found = rehearse.execute(plan, tell)
     if arguments.json:
         rehearse.write_text(Path(arguments.json), to_json(found.summary))
+    if arguments.html:
+        text = page.draw(found.summary, found.tapes, found.prices)
+        rehearse.write_text(Path(arguments.html), text)
     if arguments.trace:
         found.write_trace(Path(arguments.trace))
     _output.show(rehearsal.title(found.summary), rehearsal.lines(found.summary), sys.stdout)

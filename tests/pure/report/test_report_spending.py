@@ -67,9 +67,7 @@ def test_all_of_it() -> None:
         "5 USD (2.5 USD to 10 USD) a step, 2,384 USD for 10^9 tokens, 2,384,000 USD for 10^12: "
         "2.5 USD a chip and hour (--price)"
     )
-    assert said["run"] == (
-        "1,000 steps: 3 days (36 h to 6 days), 1 MWh, 5,000 USD; steps alone"
-    )
+    assert said["run"] == ("1,000 steps: 3 days (36 h to 6 days), 1 MWh, 5,000 USD; steps alone")
 
 
 def test_a_range_of_power_is_told() -> None:
