@@ -307,7 +307,7 @@ def _layout(height: int, title: str) -> dict[str, Any]:
     grid |= {"ticks": "outside", "ticklen": 6, "tickcolor": "#c8c8c8"}
     return {
         "height": height,
-        "margin": {"l": 60, "r": 20, "t": 46, "b": 50},
+        "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "font": {"size": 12, "color": "#222222"},
