@@ -67,12 +67,13 @@ def _energy(summary: Mapping[str, Any]) -> Iterator[Line]:
 
 
 def basis(energy: Mapping[str, Any]) -> str:
-    """What the energy rests on: the power, its tier, and the convention."""
+    """What the energy rests on: the power, its tier and note, and the convention."""
     power = energy["power_w"]
     watts = f"{power['mid']:,.4g} W"
     if power["low"] != power["high"]:
         watts += f" ({power['low']:,.4g} W to {power['high']:,.4g} W)"
-    return f"{watts} a chip ({energy['power_tier']}), {energy['convention']}"
+    tier = ": ".join(filter(None, (energy["power_tier"], energy["power_note"])))
+    return f"{watts} a chip ({tier}), {energy['convention']}"
 
 
 def _money(summary: Mapping[str, Any]) -> Iterator[Line]:

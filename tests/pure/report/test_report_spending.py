@@ -27,6 +27,7 @@ def text(**found: Any) -> dict[str, str]:
 ENERGY = {
     "power_w": {"mid": 400.0, "low": 400.0, "high": 400.0},
     "power_tier": "measured",
+    "power_note": "",
     "convention": "by the book",
     "step_j": three(3.6e6),
 }
@@ -73,6 +74,8 @@ def test_all_of_it() -> None:
 def test_a_range_of_power_is_told() -> None:
     ranged = ENERGY | {"power_w": {"mid": 200.0, "low": 100.0, "high": 400.0}}
     assert "200 W (100 W to 400 W) a chip" in text(energy=ranged)["energy"]
+    noted = ENERGY | {"power_note": "a cap"}
+    assert "400 W a chip (measured: a cap), by the book" in text(energy=noted)["energy"]
     bare = text(energy=ENERGY, money=MONEY | {"currency": ""})
     assert bare["money"].endswith("2.5 a chip and hour (--price)")
     assert "tokens" not in bare["energy"] + bare["money"]
