@@ -71,10 +71,17 @@ def test_one_chip_holds_parameters_and_states_in_closed_form(tmp_path: Path) -> 
     assert found["world"] == 1
     assert found["step_s"]["low"] <= found["step_s"]["mid"] <= found["step_s"]["high"]
     assert found["flops"] == 2 * 2 * 32 * n * n  # forward, gradient of the weight
-    result(tmp_path, "--trace", "trace.json", "--", "python", "wide.py", name="again.json")
+    assert found["tokens"] is found["money"] is None
+    page = ("--html", "page.html")
+    result(tmp_path, *page, "--trace", "trace.json", "--", "python", "wide.py", name="again.json")
     assert (tmp_path / "out.json").read_bytes() == (tmp_path / "again.json").read_bytes()
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert str(tmp_path) not in (tmp_path / "out.json").read_text()
+    first = (tmp_path / "page.html").read_bytes()
+    assert len(first) < 10_000_000
+    assert str(tmp_path).encode() not in first
+    result(tmp_path, *page, "--", "python", "wide.py")
+    assert (tmp_path / "page.html").read_bytes() == first
 
 
 def test_what_does_not_fit_is_told_with_the_shortfall(tmp_path: Path) -> None:
@@ -93,8 +100,13 @@ def test_what_does_not_fit_is_told_with_the_shortfall(tmp_path: Path) -> None:
 
 def test_a_sharded_language_model_on_eight_ranks(tmp_path: Path) -> None:
     layout = ("--set", "layout.dp_shard=8")
-    found = result(tmp_path, "--nodes", "1", "--", *TRAIN, *layout)
+    found = result(tmp_path, "--nodes", "1", "--price", "3.6 EUR", "--", *TRAIN, *layout)
     assert [rank["rank"] for rank in found["ranks"]] == [0]
+    step = found["step_s"]["mid"]
+    assert found["tokens"]["per_step"] == 64 * 64  # the job's batch and sequence
+    assert found["tokens"]["per_s"]["mid"] == pytest.approx(64 * 64 / step)
+    assert found["energy"]["step_j"]["mid"] == pytest.approx(step * 8 * 700)  # the data sheet's W
+    assert found["money"]["step"]["mid"] == pytest.approx(step * 8 * 3.6 / 3600)
     assert found["world"] == 8
     called = {row["name"]: row["ranks"] for row in found["ranks"][0]["collectives"]}
     assert called["all_gather"] == called["reduce_scatter"] == 8
@@ -176,6 +188,16 @@ def test_programs_that_never_step_are_ended_and_explained(
         (("--chip", "nvidia-h10", "--", "python", "a.py"), "did you mean 'nvidia-h100'"),
         (("--chip", CHIP, "--json", "no/a.json", "--", "python", "a.py"), "no does not exist"),
         (("--chip", CHIP, "--trace", ".", "--", "python", "a.py"), "it is a folder"),
+        (("--chip", CHIP, "--html", "no/a.html", "--", "python", "a.py"), "no does not exist"),
+        (("--chip", CHIP, "--price", "cheap", "--", "python", "a.py"), "such as 2.5 or '2.5 USD'"),
+        (
+            ("--chip", CHIP, "--tokens-per-step", "0", "--", "python", "a.py"),
+            "expected a positive number",
+        ),
+        (
+            ("--chip", CHIP, "--tokens-per-step", "7", "--", *TRAIN),
+            "64 sequences of 64 tokens, 4096 in all",
+        ),
         (("--chip", CHIP, "--", "pyhton", "a.py"), "command not found: 'pyhton'"),
         (("--chip", CHIP, "--", "python", "b.py"), "script not found: 'b.py'"),
         (("--chip", CHIP, "--", "accelerate", "launch", "a.py"), "by torchrun"),

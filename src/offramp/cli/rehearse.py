@@ -15,6 +15,8 @@ from offramp.cli import _fitting
 
 if TYPE_CHECKING:
     from offramp.launch.rehearse import Plan
+    from offramp.launch.spending import Terms
+    from offramp.train.job import Job
 
 HELP = "play a program on a cluster without computing values: does it fit, how long is a step"
 EPILOG = """\
@@ -56,6 +58,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what the program's own `time` reads (default: machine)",
     )
     _fitting.configure(parser)
+    parser.add_argument(
+        "--tokens-per-step", type=int, metavar="N", help="over all chips (of a job: its own)"
+    )
+    parser.add_argument(
+        "--price", metavar="AMOUNT", help="of a chip for an hour, such as 2.5 or '2.5 USD'"
+    )
+    parser.add_argument("--html", metavar="FILE", help="write the result as a page with plots")
     parser.add_argument("--json", metavar="FILE", help="write the result as JSON")
     parser.add_argument("--trace", metavar="FILE", help="write a trace that Perfetto opens")
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -65,13 +74,16 @@ def execute(arguments: argparse.Namespace) -> int:
     """Rehearse; 0 where it fits, 1 where it does not."""
     from offramp.cli import _output
     from offramp.launch import rehearse
-    from offramp.report import rehearsal
+    from offramp.report import page, rehearsal
     from offramp.tape.summary import to_json
 
     _fitting.check(arguments)
-    if not arguments.cluster:
-        _take_from_job(arguments)
-    for path in filter(None, (arguments.json, arguments.trace)):
+    job = _job(arguments.command)
+    if job is not None and not arguments.cluster:
+        _take_from_job(arguments, job)
+    if arguments.html:
+        page.check()
+    for path in filter(None, (arguments.json, arguments.trace, arguments.html)):
         rehearse.check_writable(Path(path))
     if arguments.vary:
         with _ended_by_signals(), _telling() as tell:
@@ -84,6 +96,9 @@ def execute(arguments: argparse.Namespace) -> int:
         more = _fitting.ways_out(arguments, planned, plan, found, tell)
     if arguments.json:
         rehearse.write_text(Path(arguments.json), to_json(found.summary))
+    if arguments.html:
+        text = page.draw(found.summary, found.tapes, found.prices)
+        rehearse.write_text(Path(arguments.html), text)
     if arguments.trace:
         found.write_trace(Path(arguments.trace))
     lines = [*rehearsal.lines(found.summary), *more]
@@ -106,25 +121,49 @@ def planned(arguments: argparse.Namespace) -> Plan:
         most_ranks=arguments.most_ranks,
         kept=arguments.mask_keeps,
         leads_time=arguments.clock == "chip",
+        terms=_terms(arguments, _job(arguments.command)),
     )
 
 
-def _take_from_job(arguments: argparse.Namespace) -> None:
+def _job(command: list[str]) -> Job | None:
+    """The job of a command that is `offramp train`."""
+    from offramp.cli.train import read_job
+    from offramp.launch.launcher import Program
+
+    program = Program.of(command)
+    return read_job(program.train_words) if program.is_train else None
+
+
+def _terms(arguments: argparse.Namespace, job: Job | None) -> Terms:
+    """What the flags, or the job, say of tokens, steps and prices. Raises UsageError."""
+    from offramp.errors import UsageError
+    from offramp.launch.spending import Price, Terms
+
+    price = None if arguments.price is None else Price.parse(arguments.price)
+    given = arguments.tokens_per_step
+    if job is None:
+        return Terms(given, "--tokens-per-step", price=price)
+    batch, sequence = job.train.batch, job.data.sequence
+    if given not in (None, batch * sequence):
+        raise UsageError(
+            f"--tokens-per-step {given}: the job's step has {batch} sequences of {sequence} "
+            f"tokens, {batch * sequence} in all; leave the option out, or change the job"
+        )
+    source = f"{batch:,} sequences of {sequence:,}"
+    return Terms(batch * sequence, source, job.train.steps or None, price)
+
+
+def _take_from_job(arguments: argparse.Namespace, job: Job) -> None:
     """Where `offramp train` is rehearsed, its job says on which chip and on how many."""
     from offramp import chips
-    from offramp.cli.train import read_job
     from offramp.errors import UsageError
     from offramp.launch.launcher import Program
 
-    program = Program.of(arguments.command)
-    if not program.is_train:
-        return
-    job = read_job(program.train_words)
     if not arguments.chip and job.chip.name not in ("cpu", "here"):
         arguments.chip = job.chip.name
     world = job.layout.world
     is_placed = arguments.nodes is not None or arguments.per_node is not None
-    if is_placed or program.launched or world == 1 or not arguments.chip:
+    if is_placed or Program.of(arguments.command).launched or world == 1 or not arguments.chip:
         return
     room = job.chip.per_node or chips.load(arguments.chip).chips_per_node or world
     arguments.nodes = -(-world // room)

@@ -21,6 +21,7 @@ from offramp.launch.launcher import Program
 from offramp.launch.player import Part
 from offramp.launch.playing import Ended, run_all
 from offramp.launch.prices import ClusterPrices
+from offramp.launch.spending import Terms, spend
 from offramp.launch.warm import Warm
 from offramp.tape.play import play
 from offramp.tape.prices import PriceList, parse_call
@@ -49,6 +50,7 @@ class Plan:
     kept          the share of elements that a mask of unknown values keeps
     leads_time    whether the program's own `time` reads the chip's clock
     cluster_file  where the cluster was read from; empty: it is of one chip of the catalogue
+    terms         tokens of a step, steps of the run and the price of a chip, as far as known
     note          what the user should know of the Python that is used
     """
 
@@ -63,6 +65,7 @@ class Plan:
     kept: float = 1.0
     leads_time: bool = False
     cluster_file: str = ""
+    terms: Terms = Terms()
     note: str = ""
 
     @property
@@ -203,6 +206,7 @@ def conclude(plan: Plan, tapes: list[Tape], notes: Sequence[Mapping[str, Any]]) 
     capacity = plan.chip.memory_bytes
     summary = summarize(tapes, prices, peak_flops=peak, capacity_bytes=capacity)
     _add_sizes(summary, tapes)
+    summary |= spend(summary["step_s"], plan.world, plan.chip, plan.terms)
     summary["command"] = list(plan.program.given)
     summary["cluster"] = plan.cluster.title
     summary["declared"] = _added([note["declared"] for note in notes])

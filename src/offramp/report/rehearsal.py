@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from offramp.report import spending
 from offramp.report.lines import Line, listed, plural
+from offramp.tape.prices import short_name
 from offramp.units import format_bytes, format_flops, format_seconds
 
 TOP = 5
@@ -21,7 +23,7 @@ def lines(summary: Mapping[str, Any]) -> list[Line]:
     """The result, the answers that a user asks for first."""
     mid = summary["step_s"]["mid"]
     longest = summary["ranks"][0]
-    out = [_memory(summary), _step(summary), *_mfu(summary)]
+    out = [_memory(summary), _step(summary), *_mfu(summary), *spending.lines(summary)]
     out.append(Line("time", _split(summary["split"], mid)))
     for label, rows in (
         ("operators", _operators(longest["operators"])),
@@ -81,12 +83,6 @@ def _split(split: Mapping[str, Any], step_s: float) -> str:
     }
     shares = sorted(parts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{name} {s / step_s:.1%}" for name, s in shares if s > SMALLEST * step_s)
-
-
-def short_name(operator: str) -> str:
-    """`aten::_foreach_add_.List` as `_foreach_add_`: without library, overload and host's name."""
-    name = operator.split("::")[-1].split(".")[0]
-    return name.replace("_scaled_dot_product_", "sdpa_").replace("_for_cpu", "")
 
 
 def _operators(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,25 @@ def break_down(
         {name: float(sum_s) for name, sum_s in zip(k.PHASES, phases, strict=True) if sum_s},
         sum(operator.flops for operator in operators),
     )
+
+
+def pattern_of(module: str) -> str:
+    """A module's name with its numbers taken together: `layers.*.mlp` for every layer's."""
+    return ".".join("*" if part.isdigit() else part for part in module.split("."))
+
+
+def tree(modules: Iterable[ModuleTime]) -> dict[str, float]:
+    """Device seconds below each node of the modules' tree, numbers taken together.
+
+    The root is "", a node's parent is its name up to the last point, and parents come first.
+    """
+    found: dict[str, float] = {"": 0.0}
+    for row in modules:
+        parts = pattern_of(row.name).split(".") if row.name else []
+        for depth in range(len(parts) + 1):
+            node = ".".join(parts[:depth])
+            found[node] = found.get(node, 0.0) + row.self_s
+    return dict(sorted(found.items()))
 
 
 def _modules(names: list[str], numbers: Ints, seconds: Floats) -> list[ModuleTime]:

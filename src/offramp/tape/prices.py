@@ -19,6 +19,7 @@ __all__ = [
     "Prices",
     "operator_name",
     "parse_call",
+    "short_name",
 ]
 
 Pick = Literal["seconds", "low", "high"]
@@ -120,6 +121,12 @@ def operator_name(text: str) -> str:
         return str(json.loads(text)["op"])
     except (ValueError, KeyError, TypeError) as error:
         raise PriceError(f"not the signature of an operator: {text[:200]!r}") from error
+
+
+def short_name(operator: str) -> str:
+    """`aten::_foreach_add_.List` as `_foreach_add_`: without library, overload and host's name."""
+    name = operator.split("::")[-1].split(".")[0]
+    return name.replace("_scaled_dot_product_", "sdpa_").replace("_for_cpu", "")
 
 
 class PriceList:

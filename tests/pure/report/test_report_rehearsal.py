@@ -58,6 +58,10 @@ def found(**changes: Any) -> dict[str, Any]:
         "declared": {"values read by the host": 1200},
         "refused": {},
         "is_truncated": False,
+        "tokens": None,
+        "energy": None,
+        "money": None,
+        "run": None,
         **changes,
     }
 
