@@ -15,6 +15,7 @@ from offramp.calibrate.timing import Sample, Timer
 from offramp.costs.cost import Span
 from offramp.costs.measured import Curve, Measured
 
+SETTLING_BYTES = 31 << 20  # glibc returns what is larger to the system at once
 QUICK_POINT_S = 1e-3
 # A quick calibration leaves out the places that take long.
 QUICK_LIMITS: Mapping[str, int] = {
@@ -54,6 +55,7 @@ def measure(
 
     quick   few places, few samples: the shape of a calibration, not its precision
     """
+    _settle(device)
     timer = Timer(device, **({"point_s": QUICK_POINT_S} if quick else {}))
     curves: dict[tuple[str, str], Curve] = {}
     spreads: list[float] = []
@@ -73,6 +75,11 @@ def measure(
     constants = overheads.measure(timer, Measured(curves))
     middle = statistics.median(spreads)
     return Calibration(device, curves, constants, timer.clock, middle, tuple(left_out))
+
+
+def _settle(device: torch.device) -> None:
+    """Let the allocator see a large block go, after which it keeps such blocks, as in a program."""
+    torch.empty(SETTLING_BYTES, dtype=torch.uint8, device=device)
 
 
 def _curve(timer: Timer, probe: Probe, quick: bool) -> tuple[Curve, float]:
