@@ -24,7 +24,7 @@ ROWS = [
     {"tape"},
     {"device", "identity", "audit"},
     {"launch"},
-    {"train", "compare", "plan"},
+    {"train", "calibrate", "compare", "plan"},
     {"report"},
     {"cli"},
 ]

@@ -52,11 +52,12 @@ SCALARS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "warp_size": ("count", "warp size"),
         "threads_per_multiprocessor": ("count", "threads per multiprocessor"),
         "clock": ("hertz", "highest clock"),
+        "execution": ("text", "how operators run"),
     }
 )
 _TOP_KEYS = (
     *("title", "vendor", "aliases", "sources", "facts", "rates"),
-    *("formats", "missing_ops", "quirks", "presentation", "cluster"),
+    *("formats", "missing_ops", "quirks", "presentation", "cluster", "costs"),
 )
 _PRESENTED = ("device_type", "device_name", "collectives")
 _OPTIONAL = ("capability", "visible_env", "smi")
@@ -66,6 +67,8 @@ _CLUSTER_NAMES = {
     "gres": (re.compile(r"[a-z]\w*"), "gpu"),
 }
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# What the fact `execution` may say: a chip works beside the host, or the host itself computes.
+EXECUTIONS = ("asynchronous", "synchronous")
 _DETECT_KINDS = ("env", "device_name", "module", "path", "command")
 
 
@@ -91,6 +94,13 @@ class Chip:
     quirks: tuple[Quirk, ...]
     presentation: Presentation
     cluster: Cluster = Cluster()
+    costs_file: Path | None = None  # what `offramp calibrate` measured beside the facts
+
+    @property
+    def is_synchronous(self) -> bool:
+        """Whether the host computes each operator itself before it goes on."""
+        fact = self.facts.get("execution")
+        return fact is not None and fact.value == "synchronous"
 
     @property
     def memory_bytes(self) -> int:
@@ -178,9 +188,15 @@ def read(path: Path) -> Chip:
         quirks=tuple(_read_quirk(row, context) for row in top.tables("quirks")),
         presentation=_read_presentation(top.table("presentation", required=True), context),
         cluster=_read_cluster(top.table("cluster"), context),
+        costs_file=_beside(path, top.take("costs", str, "")),
     )
     top.close(_TOP_KEYS)
     return chip
+
+
+def _beside(path: Path, name: str) -> Path | None:
+    """A file that the chip file names, relative to its own folder."""
+    return path.parent / name if name else None
 
 
 def _read_sources(top: Table) -> dict[str, str]:
@@ -200,6 +216,9 @@ def _read_scalars(table: Table, context: Context) -> Mapping[str, Fact]:
             key in facts and not isinstance(facts[key].value, int)
         ):
             raise table.fail(key, "missing; expected a size in whole bytes, such as 96 and 'GB'")
+    said = facts["execution"].value if "execution" in facts else EXECUTIONS[0]
+    if said not in EXECUTIONS:
+        raise table.fail("execution", f"{said!r} is not one of {', '.join(EXECUTIONS)}")
     return facts
 
 

@@ -82,6 +82,10 @@ class Constants:
     def __getitem__(self, key: str) -> Span:
         return self.spans[key]
 
+    def over(self, spans: Mapping[str, Span]) -> Constants:
+        """These, with some of one machine's own in their place."""
+        return Constants("this machine", {**self.spans, **spans}, self.tiles)
+
 
 @dataclass(frozen=True)
 class _File:
@@ -89,6 +93,7 @@ class _File:
     chips: tuple[str, ...]
     spans: Mapping[str, Span]
     tiles: tuple[Tile, ...]
+    sources: Mapping[str, str]
 
 
 @cache
@@ -110,7 +115,12 @@ def for_chip(name: str) -> Constants:
 
 def read(path: Path) -> _File:
     """Read one file of constants strictly. Raises ChipFileError (file, key, expectation)."""
-    top = Table.of_file(path, "a file of constants")
+    return read_table(Table.of_file(path, "a file of constants"))
+
+
+def read_table(top: Table) -> _File:
+    """The constants of a file of which nothing else is left. Raises ChipFileError."""
+    path = top.path
     sources = top.table("sources", required=True)
     context = Context(path, {key: sources.take(key, str) for key in sources.names()}, {})
     top.take("title", str)
@@ -127,7 +137,7 @@ def read(path: Path) -> _File:
     top.close(_TOP_KEYS)
     if path.stem == GENERAL and (set(spans) != set(KEYS) or not tiles):
         raise top.fail("", f"missing {sorted(set(KEYS) - set(spans)) or 'tiles'}")
-    return _File(path.stem, chips, MappingProxyType(spans), tiles)
+    return _File(path.stem, chips, MappingProxyType(spans), tiles, context.sources)
 
 
 def _names() -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from offramp.chips import Chip
-from offramp.costs import attention, matmul, memory_bound
+from offramp.costs import attention, matmul, measured, memory_bound
 from offramp.costs.classes import VIEWS
 from offramp.costs.constants import Constants, for_chip
 from offramp.costs.cost import Cost, Span
@@ -19,13 +19,19 @@ _LINKS = {"to chip": "host_link", "from chip": "host_link", "between chips": "pe
 class Costs:
     """What operations cost on `chip`, each worked out once.
 
-    `constants` replaces those of the chip's family, as a calibration does. `overlap` is how much
-    longer compute takes while a collective of the chip runs, `overlap_slowdown` its value.
+    `constants` replaces those of the chip's family. A chip file that `offramp calibrate` wrote
+    brings its own, and curves that go before the models. `overlap` is how much longer compute
+    takes while a collective of the chip runs, `overlap_slowdown` its value.
     """
 
     def __init__(self, chip: Chip, constants: Constants | None = None) -> None:
         self.chip = chip
         self.constants = for_chip(chip.name) if constants is None else constants
+        self.measured: measured.Measured | None = None
+        if chip.costs_file is not None:
+            own, self.measured = measured.read(chip.costs_file)
+            if constants is None:
+                self.constants = self.constants.over(own)
         self.limits = Limits(chip, self.constants)
         self.host = HostCosts.of(self.constants)
         self.overlap = self.constants["overlap.slowdown"]
@@ -45,8 +51,13 @@ class Costs:
         if op.outputs and not any(map(memory_bound.size, op.outputs)):
             return Cost(0.0, 0.0, 0.0, "view", "nothing to write, no kernel")
         link = _LINKS.get(str(op.values.get("way", "")))
+        if link is not None and self.chip.is_synchronous:
+            return Cost(0.0, 0.0, 0.0, "view", "the host's own memory, nothing to copy")
         if link is not None:
             return self._over(link, op)
+        curve = self.measured.cost(op) if self.measured is not None else None
+        if curve is not None:
+            return curve
         parts = find_products(op)
         if parts:
             return matmul.cost(op, parts, self.limits)

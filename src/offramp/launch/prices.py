@@ -19,6 +19,7 @@ class ClusterPrices:
         host = self._costs.host
         self.launch_s, self.view_s = host.operator.value, host.view.value
         self.collective_call_s, self.readback_s = host.collective.value, host.readback.value
+        self.is_synchronous = chip.is_synchronous
         self.overlap_slowdown = self._costs.overlap_slowdown
 
     def operator(self, text: str) -> Price:

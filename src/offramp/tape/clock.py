@@ -144,6 +144,7 @@ class Clock:
         numbers, durations, free = self._numbers, self._durations, self._free
         queues, overlaps = self._queues, self._overlaps
         launches, keep = self._launches, self.keep
+        is_synchronous = self._prices.is_synchronous
         records, starts, ends = self.spans
         host_at, hosts = self.hosts
         host = self.host_s
@@ -174,6 +175,8 @@ class Clock:
                     else:
                         end = start + seconds
                     free[lane] = end
+                    if is_synchronous:
+                        host = end
                     if keep:
                         records.append(numbers[index])
                         starts.append(start)

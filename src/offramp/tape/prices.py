@@ -78,6 +78,16 @@ class LaunchPrices(Protocol):
         ...
 
 
+@runtime_checkable
+class HostPrices(Protocol):
+    """Prices that know whether the host computes operators itself, one after another."""
+
+    @property
+    def is_synchronous(self) -> bool:
+        """True: the host goes on when the operator has ended, as on a CPU."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One collective call as its signature tells it; `group` counts in the tape's groups."""
@@ -134,6 +144,7 @@ class PriceList:
 
     def __init__(self, prices: Prices) -> None:
         self.prices = prices
+        self.is_synchronous = isinstance(prices, HostPrices) and prices.is_synchronous
         if not prices.overlap_slowdown >= 1:
             raise PriceError(f"overlap slows compute by {prices.overlap_slowdown}; at least 1")
         self._operators: dict[str, Price] = {}
