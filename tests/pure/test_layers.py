@@ -25,6 +25,7 @@ ROWS = [
     {"device", "identity", "audit"},
     {"launch"},
     {"train", "calibrate", "compare", "plan"},
+    {"validate"},
     {"report"},
     {"cli"},
 ]

@@ -86,12 +86,12 @@ def execute(arguments: argparse.Namespace) -> int:
     for path in filter(None, (arguments.json, arguments.trace, arguments.html)):
         rehearse.check_writable(Path(path))
     if arguments.vary:
-        with _ended_by_signals(), _telling() as tell:
+        with _ended_by_signals(), telling() as tell:
             return _fitting.vary(arguments, planned, tell)
     plan = planned(arguments)
     if plan.note:
         print(f"offramp: {plan.note}", file=sys.stderr)
-    with _ended_by_signals(), _telling() as tell:
+    with _ended_by_signals(), telling() as tell:
         found = rehearse.execute(plan, tell)
         more = _fitting.ways_out(arguments, planned, plan, found, tell)
     if arguments.json:
@@ -191,7 +191,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _telling() -> Iterator[Callable[[str], None]]:
+def telling() -> Iterator[Callable[[str], None]]:
     """A live line with the time on a terminal, plain lines elsewhere."""
     if not sys.stderr.isatty():
         yield lambda text: print(f"offramp: {text}", file=sys.stderr, flush=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from offramp.device import fused, rehearsal
 from offramp.identity.patches import Patches
 from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally
@@ -16,6 +15,8 @@ NAME = "torch.compile"
 # Backends that generate kernels for CUDA. TorchDynamo's graphs run by PyTorch's own operators
 # instead; its guards, graph breaks and errors are those of a CUDA machine.
 _GENERATES_KERNELS = frozenset({"inductor", "cudagraphs", "tensorrt", "torch_tensorrt", "tvm"})
+
+stand_in: Any = "eager"  # the backend that is used in place of theirs
 
 
 def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
@@ -34,8 +35,7 @@ def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
             return original(model, **asked)
         counts.compiled[_spelled(asked), "graph-captured", why] += 1
         kept = {key: asked[key] for key in ("fullgraph", "dynamic") if key in asked}
-        used = fused.backend if rehearsal.is_under_way() else "eager"
-        return original(model, backend=used, **kept)
+        return original(model, backend=stand_in, **kept)
 
     patches.set(torch, "compile", _like(original, compile))
 

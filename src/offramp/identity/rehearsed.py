@@ -10,11 +10,16 @@ from typing import Any
 import torch
 from torch.distributed import distributed_c10d
 
+from offramp.identity import compilers
 from offramp.identity.patches import Patches
 
 
-def install(core: Any, patches: Patches) -> None:
-    """Let groups of any size form in this process alone, on the chip and on host memory."""
+def install(core: Any, backend: Any, patches: Patches) -> None:
+    """Let groups of any size form in this process alone, on the chip and on host memory.
+
+    backend   of torch.compile, in place of those that generate kernels
+    """
+    patches.set(compilers, "stand_in", backend)
 
     # `torch.distributed.rendezvous` is a function that hides its module.
     rendezvous: Any = sys.modules["torch.distributed.rendezvous"]

@@ -67,12 +67,11 @@ class Player:
 
     def __init__(self, session: Session, part: Part) -> None:
         from offramp.device import rehearsal
-        from offramp.identity import rehearsed
 
         self._part, self._device = part, session.device
         self._steps = 0
         rehearsal.begin(session.device, known_bytes=part.known_bytes, kept=part.kept)
-        session.identity.install_part(lambda patches: rehearsed.install(self._core, patches))
+        session.identity.install_part(self._change_names)
         self._writer = TapeWriter(Path(part.tape), self._header())
         self._session = session
         self._recording = rehearsal.Recording(session.device, self._stepped)
@@ -80,6 +79,12 @@ class Player:
         if part.leads_time:
             self._time.lead_time(self._core.note_host)
         atexit.register(self.finish)
+
+    def _change_names(self, patches: Any) -> None:
+        from offramp.device import fused
+        from offramp.identity import rehearsed
+
+        rehearsed.install(self._core, fused.backend, patches)
 
     @property
     def _core(self) -> Any:

@@ -112,10 +112,8 @@ def attend(
             assert sliding_window is not None
             mask_BTT = mask_BTT & _near(mask_BTT, packing.distance_TT, sliding_window)
         own = attention_mask is None and packing.context is None  # then it is causal
-        if by_products:
-            out_BHTD = _by_products(query_BHTD, key_BHTD, value_BHTD, mask_BTT, options)
-            return out_BHTD.transpose(1, 2).contiguous(), None
-        out_BHTD = _masked(query_BHTD, key_BHTD, value_BHTD, mask_BTT, options, causal=own)
+        by_mask = _by_products if by_products else _masked
+        out_BHTD = by_mask(query_BHTD, key_BHTD, value_BHTD, mask_BTT, options, causal=own)
     elif packing.spans is None:
         out_BHTD = _causal(query_BHTD, key_BHTD, value_BHTD, options)
     else:
@@ -129,8 +127,10 @@ def _by_products(
     value_BHTD: Tensor,
     mask_BTT: Tensor,
     options: dict[str, Any],
+    *,
+    causal: bool,
 ) -> Tensor:
-    """Weights of all pairs in memory, softmax in float32."""
+    """Weights of all pairs in memory, softmax in float32; what is causal is in the mask."""
     if options["enable_gqa"]:
         groups = query_BHTD.shape[1] // key_BHTD.shape[1]
         key_BHTD = key_BHTD.repeat_interleave(groups, 1)

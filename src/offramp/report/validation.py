@@ -1,0 +1,80 @@
+"""Predictions against measurements, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from offramp.report.lines import Line, listed, plural
+from offramp.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from offramp.validate.mapping import Case
+    from offramp.validate.score import Scored, Summary
+
+REASONS = 8
+
+
+def lines(
+    rows: Sequence[Scored], failed: Mapping[str, str], left_out: Mapping[str, str]
+) -> list[Line]:
+    """All that was compared: in sum, by source, by chip, memory, choices, and what is missing."""
+    from offramp.validate import score
+
+    counted = [row for row in rows if row.counted]
+    times = [row for row in counted if not row.is_memory]
+    out = [_line("step", score.summarize(times))]
+    factors = score.unseen_factors(times)
+    if len(factors) > 1:
+        out.append(_line("with one factor", score.summarize(times, factors)))
+        out.append(Line("", "from the medians of all other sources, which never saw the row's own"))
+    for label, name in (("source", "source"), ("chip", "chip")):
+        for value in sorted({getattr(row, name) for row in times}):
+            several = [row for row in times if getattr(row, name) == value]
+            out.append(_line(f"{label} {value[:38]}", score.summarize(several)))
+    out.append(_line("memory", score.summarize([row for row in counted if row.is_memory])))
+    refused = sum(not row.fits for row in counted)
+    out.append(Line("fits", f"{plural(refused, 'run')} of {len(counted):,} said not to fit, did"))
+    if lost := score.regret(times):
+        said = f"median {lost.median:.1%}, at worst {lost.worst:.1%} slower than the best measured"
+        out.append(Line("choice", f"the layout predicted best, of {lost.jobs:,} jobs: {said}"))
+    uncounted = Counter(what for row in rows if not row.counted for what in row.unknown)
+    if uncounted:
+        out.append(Line("not counted", _reasons(uncounted, len(rows) - len(counted)), "warn"))
+    if failed:
+        words = Counter(error.splitlines()[-1].strip()[:90] for error in failed.values())
+        out.append(Line("failed", _reasons(words, len(failed)), "warn"))
+    out.append(Line("left out", _reasons(Counter(left_out.values()), len(left_out))))
+    return out
+
+
+def row_line(row: Scored) -> Line:
+    """One row: measured, predicted, error."""
+    form = format_bytes if row.is_memory else format_seconds
+    mark = "" if row.counted else f"; not counted: {', '.join(row.unknown)} unknown"
+    said = f"{form(row.predicted)} for {form(row.measured)} measured, {row.error:+.1%}{mark}"
+    return Line(row.id, said if row.fits else f"{said}; said not to fit")
+
+
+def listed_lines(cases: Sequence[Case], left_out: Mapping[str, str]) -> list[Line]:
+    """Which rows have a job."""
+    per_source = Counter(case.row.source_title for case in cases)
+    out = [Line(plural(count, "row"), source) for source, count in per_source.most_common()]
+    return [*out, Line("left out", _reasons(Counter(left_out.values()), len(left_out)))]
+
+
+def _line(label: str, found: Summary | None) -> Line:
+    if found is None:
+        return Line(label, "nothing to compare")
+    return Line(
+        label,
+        f"{plural(found.rows, 'row')}: median error {found.median:.1%}, 90 % within "
+        f"{found.ninetieth:.1%}, {found.near:.0%} within 10 %; predicted over measured "
+        f"{found.ratio:.2f}; {found.inside:.0%} inside the interval",
+    )
+
+
+def _reasons(words: Mapping[str, int], total: int) -> str:
+    ordered = sorted(words.items(), key=lambda item: (-item[1], item[0]))
+    return f"{plural(total, 'row')}: " + listed([f"{w} ({n})" for w, n in ordered], REASONS)

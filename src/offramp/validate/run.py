@@ -1,0 +1,139 @@
+"""Rehearses many rows, several at a time; what is done stays done."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import OfframpError, UsageError
+from offramp.launch.warm import Warm
+from offramp.validate.mapping import Case, UnmappedError, case_of
+from offramp.validate.predict import Prediction, Predictor
+from offramp.validate.rows import Row
+from offramp.validate.score import Scored
+
+Told = Callable[[str], None]
+
+
+def cases_of(rows: Iterable[Row]) -> tuple[list[Case], dict[str, str]]:
+    """The rows that a job stands for, and why the others have none, by their ids."""
+    cases, left_out = [], {}
+    for row in rows:
+        try:
+            cases.append(case_of(row))
+        except UnmappedError as error:
+            left_out[row.id] = str(error)
+    return cases, left_out
+
+
+def sampled(cases: Sequence[Case], most: int, seed: int = 1) -> list[Case]:
+    """At most so many cases of each source, chosen by a seed; all where `most` is 0."""
+    of_source: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        of_source[case.row.source_title].append(case)
+    chosen: list[Case] = []
+    for source in sorted(of_source):
+        several = of_source[source]
+        if most and len(several) > most:
+            several = random.Random(f"{seed} {source}").sample(several, most)
+        chosen += several
+    return chosen
+
+
+class Results:
+    """Predictions by row, one JSON line each, in a file to which each is added when it is made.
+
+    Lines of rows that were tried and failed have an `error` instead.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self.found: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            for at, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                try:
+                    told = json.loads(line)
+                    self.found[told["id"]] = told
+                except (ValueError, KeyError, TypeError) as error:
+                    raise UsageError(f"{path}, line {at}: not a result of validate") from error
+
+    def add(self, row: Row, **told: Any) -> None:
+        """Note what was found for a row, in memory and in the file."""
+        with self._lock:
+            self.found[row.id] = {"id": row.id, **told}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.found[row.id]) + "\n")
+
+
+def predict_all(cases: Sequence[Case], results: Results, tapes: Path, told: Told) -> None:
+    """Predict every case that has no result yet, as many at a time as this machine has cores."""
+    waiting = [case for case in cases if case.row.id not in results.found]
+    done = len(cases) - len(waiting)
+    here = threading.local()
+    warm: list[Warm] = []
+
+    def one(case: Case) -> None:
+        nonlocal done
+        if not hasattr(here, "predictor"):
+            warm.append(Warm())
+            here.predictor = Predictor(tapes, warm[-1])
+        try:
+            results.add(case.row, **asdict(here.predictor.of(case)))
+        except OfframpError as error:
+            results.add(case.row, error=str(error))
+        done += 1
+        told(f"{done} of {len(cases)} rows: {case.row.id}")
+
+    pool = ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1))
+    try:
+        for future in [pool.submit(one, case) for case in waiting]:
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for each in warm:
+            each.__exit__(None, None, None)
+
+
+def scored(cases: Iterable[Case], results: Results) -> tuple[list[Scored], dict[str, str]]:
+    """Measured against predicted, and what kept rows from being rehearsed, by their ids."""
+    rows, failed = [], {}
+    for case in cases:
+        told = results.found.get(case.row.id)
+        if told is None:
+            continue
+        if "error" in told:
+            failed[case.row.id] = told["error"]
+            continue
+        rows.append(_scored(case, Prediction(**{k: v for k, v in told.items() if k != "id"})))
+    return rows, failed
+
+
+def _scored(case: Case, found: Prediction) -> Scored:
+    row = case.row
+    memory = row.memory_bytes
+    if memory is not None:
+        size = found.allocated_bytes if row.memory_is_allocated else found.reserved_bytes
+        spans = (memory, size, size, size)
+    else:
+        assert row.step_s is not None
+        spans = (row.step_s, found.seconds, found.low, found.high)
+    return Scored(
+        row.id,
+        row.source_title,
+        row.chip,
+        row.model,
+        row.job,
+        memory is not None,
+        *spans,
+        found.fits,
+        not case.unknown,
+        case.unknown,
+    )
