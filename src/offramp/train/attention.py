@@ -85,17 +85,17 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     packing: Packing | None = None,
-    by_products: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention for transformers' layers: returns the output as (B, T, H, D), and no weights.
 
     Fewer key-value heads than query heads are shared out evenly (grouped queries). Layers with a
-    window give it as `sliding_window`. `by_products`: every pair's weight is in memory, as before
-    fused kernels.
+    window give it as `sliding_window`. With `by_products` every pair's weight is in memory, as
+    before fused kernels.
     """
     packing = packing or Packing()
     sliding_window: int | None = kwargs.get("sliding_window")
+    by_products: bool = kwargs.get("by_products", False)
     if packing.context is not None:
         key_BHTD, value_BHTD = packing.context.gather(key_BHTD), packing.context.gather(value_BHTD)
     options: dict[str, Any] = {
@@ -104,13 +104,12 @@ def attend(
         "enable_gqa": key_BHTD.shape[1] != query_BHTD.shape[1],
     }
     mask_BTT = attention_mask if attention_mask is not None else packing.mask_BTT
-    window = sliding_window is not None and sliding_window < key_BHTD.shape[2]
+    window = sliding_window if sliding_window and sliding_window < key_BHTD.shape[2] else None
     if mask_BTT is None and (window or by_products):
         mask_BTT = _whole_mask(packing, query_BHTD)
     if mask_BTT is not None:
         if window:
-            assert sliding_window is not None
-            mask_BTT = mask_BTT & _near(mask_BTT, packing.distance_TT, sliding_window)
+            mask_BTT = mask_BTT & _near(mask_BTT, packing.distance_TT, window)
         own = attention_mask is None and packing.context is None  # then it is causal
         by_mask = _by_products if by_products else _masked
         out_BHTD = by_mask(query_BHTD, key_BHTD, value_BHTD, mask_BTT, options, causal=own)

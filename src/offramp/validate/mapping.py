@@ -72,6 +72,8 @@ class _Read:
             if re.search(rule["match"], word) or (also and re.search(rule["match"], also)):
                 if "refused" in rule:
                     raise UnmappedError(f"{rule['refused']} ({word})")
+                if "memory" in rule and self.row.memory_bytes is not None:
+                    raise UnmappedError(f"memory of {rule['memory']}")
                 return rule["is"]
         if word and not word.startswith("not stated"):
             raise UnmappedError(f"{section} {word!r} is not known")

@@ -1,0 +1,180 @@
+"""Rows of published runs: what is read, what is refused, what job each becomes."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from offramp.errors import UsageError
+from offramp.validate import rows, run
+from offramp.validate.mapping import UnmappedError, case_of, rules
+from offramp.validate.predict import extended, played_counts
+
+PUBLISHED = {row.id: row for file in rows.BUILT_IN for row in rows.read(file)}
+MEGATRON = next(
+    row
+    for row in PUBLISHED.values()
+    if row.source_title.startswith("vTrain") and (row.tp, row.pp, row.dp) == (2, 2, 2)
+)
+
+
+def test_a_step_is_what_tokens_a_second_make_it() -> None:
+    row = replace(
+        MEGATRON, value_kind="tokens_per_s_per_chip", value=500.0, gbs_seqs=64, seq_len=1000
+    )
+    assert row.step_s == pytest.approx(64 * 1000 / (500 * row.chip_count))
+    assert replace(row, value_kind="tokens_per_s_global").step_s == pytest.approx(128.0)
+    assert replace(row, value_kind="samples_per_s", value=16.0).step_s == 4.0
+    assert replace(row, value_kind="mfu_pct").step_s is None
+
+
+def test_a_gigabyte_is_what_the_note_says() -> None:
+    row = replace(MEGATRON, value_kind="peak_memory_GB", value=2.0, notes="torch, GiB")
+    assert row.memory_bytes == 2 * 2**30
+    assert replace(row, notes="as nvidia-smi prints it").memory_bytes == 2e9
+
+
+def test_derived_steps_agree_with_those_of_the_file() -> None:
+    """The file has the seconds of a step, computed elsewhere."""
+    with rows.BUILT_IN[0].open(encoding="utf-8", newline="") as file:
+        stated = {line["id"]: line["derived_step_time_s"] for line in csv.DictReader(file)}
+    compared = [
+        (PUBLISHED[name].step_s, float(text))
+        for name, text in stated.items()
+        if text and PUBLISHED[name].step_s is not None
+    ]
+    assert len(compared) > 800
+    far = [pair for pair in compared if abs(pair[0] / pair[1] - 1) > 0.01]
+    assert not far
+
+
+def test_a_row_becomes_the_job_that_it_describes() -> None:
+    case = case_of(MEGATRON)
+    assert case.chip == "nvidia-a100"
+    assert case.job["layout.tp"] == case.job["layout.pp"] == case.job["layout.dp_replicate"] == 2
+    assert case.job["layout.dp_shard"] == 1
+    assert case.job["model.attention"] == "products"
+    assert case.job["layout.recompute"] == "full"
+    assert case.job["train.compile"]  # Megatron's kernels are fused
+    assert case.config["vocab_size"] % (128 * 2) == 0
+    assert case.config["vocab_size"] - MEGATRON.vocab < 256
+    assert case.micro_batches * 2 * MEGATRON.mbs == MEGATRON.gbs_seqs
+    assert case.nodes == 1
+    assert not case.unknown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"chip": "google-tpu-v3"}, "not in the catalogue"),
+        ({"precision": "fp8 (TE)"}, "8-bit products"),
+        ({"mbs": None}, "mbs is not stated"),
+        ({"gbs_seqs": 7}, "does not divide"),
+        ({"moe_experts": 8}, "mixture of experts"),
+        ({"recompute": "selective: mlp"}, "recompute that offramp train has not"),
+        ({"task": "LoRA"}, "task 'LoRA'"),
+        ({"chip_count": 7}, "do not divide"),
+        ({"value_kind": "mfu_pct"}, "no time and no memory"),
+    ],
+)
+def test_what_no_job_stands_for_is_left_out_and_says_why(
+    change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UnmappedError, match=message):
+        case_of(replace(MEGATRON, **change))
+
+
+def test_what_a_source_does_not_state_is_named() -> None:
+    assert case_of(replace(MEGATRON, attention_impl="")).unknown == ("attention",)
+    many = replace(MEGATRON, chip_count=16, dp=4, gbs_seqs=MEGATRON.gbs_seqs * 2, network="")
+    assert case_of(many).unknown == ("network",)
+    stated = case_of(replace(many, network="8x200Gb/s HDR IB per node"))
+    assert stated.network == ("rail", 8, 200, "InfiniBand")
+
+
+def test_most_published_rows_have_a_job() -> None:
+    cases, left_out = run.cases_of(PUBLISHED.values())
+    assert len(cases) + len(left_out) == len(PUBLISHED)
+    counted = [case for case in cases if not case.unknown]
+    assert len(counted) >= 300
+    assert len({case.row.chip for case in counted}) >= 6
+    assert all(reason for reason in left_out.values())
+
+
+def test_a_sample_is_the_same_every_time_and_has_every_source() -> None:
+    cases, _ = run.cases_of(PUBLISHED.values())
+    chosen = run.sampled(cases, 2)
+    assert chosen == run.sampled(cases, 2)
+    assert {c.row.source_title for c in chosen} == {c.row.source_title for c in cases}
+    assert run.sampled(cases, 0)[0] in cases
+
+
+def test_rules_are_regular_expressions_of_their_sections() -> None:
+    import re
+
+    for section, entries in rules().items():
+        for entry in entries:
+            re.compile(entry.get("match", entry.get("row", "")))
+            assert {"is", "refused", "kernels", "chip", "per", "name"} & set(entry), section
+
+
+def test_a_file_without_the_columns_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("id,value\na,1\n")
+    with pytest.raises(UsageError, match=r"lacks .*chip"):
+        rows.read(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        rows.read(tmp_path / "none.csv")
+
+
+def test_a_value_that_is_no_number_is_told_with_its_row(tmp_path: Path) -> None:
+    text = rows.BUILT_IN[1].read_text(encoding="utf-8").splitlines()
+    header = text[0].split(",")
+    with rows.BUILT_IN[1].open(encoding="utf-8", newline="") as file:
+        line = next(csv.DictReader(file))
+    path = tmp_path / "runs.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, header)
+        writer.writeheader()
+        writer.writerow(line | {"value": "fast"})
+    with pytest.raises(UsageError, match=r"row 2: value is 'fast'; expected a positive number"):
+        rows.read(path)
+
+
+def _step(seconds: float) -> dict[str, object]:
+    return {
+        "step_s": {"mid": seconds, "low": seconds / 2, "high": seconds * 2},
+        "split": {
+            "compute_s": {"matmul": seconds},
+            "exposed_communication_s": {},
+            "bubble_s": 0.0,
+            "host_s": 0.0,
+            "idle_s": 0.0,
+        },
+        "memory": {"allocated_bytes": 5, "reserved_bytes": 6},
+        "fits": True,
+    }
+
+
+def test_a_step_is_extended_along_its_line() -> None:
+    """a + b m with a = 3, b = 2, known at 4 and 8: 103 at 50."""
+    case = replace(case_of(MEGATRON), micro_batches=50)
+    case.job["layout.pp"] = 4
+    assert played_counts(case) == (4, 8)
+    found = extended([_step(11.0), _step(19.0)], (4, 8), 50)
+    assert (found.seconds, found.low, found.high) == pytest.approx((103.0, 51.5, 206.0))
+    assert played_counts(replace(case, micro_batches=8)) == (8,)
+    assert extended([_step(19.0)], (8,), 8).seconds == 19.0
+
+
+def test_results_are_kept_and_broken_files_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    run.Results(path).add(MEGATRON, error="no")
+    assert run.Results(path).found == {MEGATRON.id: {"id": MEGATRON.id, "error": "no"}}
+    assert run.scored([case_of(MEGATRON)], run.Results(path)) == ([], {MEGATRON.id: "no"})
+    path.write_text("{")
+    with pytest.raises(UsageError, match="line 1: not a result"):
+        run.Results(path)
