@@ -97,11 +97,12 @@ def execute(arguments: argparse.Namespace) -> int:
         print(f"offramp: {plan.note}", file=sys.stderr)
     with _ended_by_signals(), _telling() as tell:
         found = rehearse.execute(plan, tell)
+        if arguments.html:
+            tell("drawing the page")
+            text = page.draw(found.summary, found.tapes, found.prices)
+            rehearse.write_text(Path(arguments.html), text)
     if arguments.json:
         rehearse.write_text(Path(arguments.json), to_json(found.summary))
-    if arguments.html:
-        text = page.draw(found.summary, found.tapes, found.prices)
-        rehearse.write_text(Path(arguments.html), text)
     if arguments.trace:
         found.write_trace(Path(arguments.trace))
     _output.show(rehearsal.title(found.summary), rehearsal.lines(found.summary), sys.stdout)
