@@ -32,9 +32,7 @@ NOT_MODELLED = {
         "gated MLP (gets an MLP with as many products), grouped queries, vocabulary, parameters "
         "sharded over data parallel ranks (only optimizer states are), host, intervals"
     ),
-    "llm-analysis": (
-        "efficiency (1 unless the user measures and gives one), optimizer step, host, intervals"
-    ),
+    "llm-analysis": "efficiency (1 unless the user gives a measured one), host, intervals",
 }
 
 
