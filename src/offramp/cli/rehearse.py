@@ -94,11 +94,12 @@ def execute(arguments: argparse.Namespace) -> int:
     with _ended_by_signals(), telling() as tell:
         found = rehearse.execute(plan, tell)
         more = _fitting.ways_out(arguments, planned, plan, found, tell)
+        if arguments.html:
+            tell("drawing the page")
+            text = page.draw(found.summary, found.tapes, found.prices)
+            rehearse.write_text(Path(arguments.html), text)
     if arguments.json:
         rehearse.write_text(Path(arguments.json), to_json(found.summary))
-    if arguments.html:
-        text = page.draw(found.summary, found.tapes, found.prices)
-        rehearse.write_text(Path(arguments.html), text)
     if arguments.trace:
         found.write_trace(Path(arguments.trace))
     lines = [*rehearsal.lines(found.summary), *more]

@@ -4,55 +4,26 @@ but units, shares and labels.
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from offramp.report.lines import shorten
+from offramp.report import axes
+from offramp.report.axes import BYTES, COLORS, LIMIT, ROW_PX, ROWS, SECONDS, Figure
 from offramp.tape.held import Held
 from offramp.tape.prices import short_name
 from offramp.tape.timeline import CLASSES, Timeline
 from offramp.units import format_bytes, format_seconds
 
-Figure = dict[str, Any]
-ROWS = 15  # of a bar chart
-LABEL_WIDTH = 46
-ROW_PX = 24
-COLORS = {
-    "matmul": "#4c78a8",
-    "attention": "#b279a2",
-    "memory": "#f58518",
-    "copy": "#9d755d",
-    "communication": "#54a24b",
-    "exposed communication": "#54a24b",
-    "waits for a peer": "#d9a6a6",
-    "bubble": "#d9a6a6",
-    "forward": "#72b7b2",
-    "backward": "#2f6f8f",
-    "optimizer": "#e45756",
-    "recompute": "#eeca3b",
-    "data": "#ff9da6",
-    "other": "#a9a9a9",
-    "host's own work": "#6b4c9a",
-    "host waits": "#e3e3e3",
-    "host": "#8a8a8a",
-    "idle": "#e3e3e3",
-    "parameters": "#4c78a8",
-    "gradients": "#f58518",
-    "activations": "#72b7b2",
-    "temporary": "#bab0ac",
-}
-LIMIT = "#c1272d"
-_SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
-_BYTES = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B"))
+FAR = 5  # times the peak: a capacity above is told, and not drawn
 
 
 def timeline(drawn: Timeline, ranks: int) -> Figure:
     """The lanes, a bar a span; colour is what it is of."""
-    size, unit = _unit(drawn.end_s - drawn.begin_s, _SECONDS, 2.0)
-    labels = [_lane_label(lane.rank if ranks > 1 else None, lane.name) for lane in drawn.lanes]
+    size, unit = axes.unit(drawn.end_s - drawn.begin_s, SECONDS, 2.0)
+    whose = [f"rank {lane.rank} · " if ranks > 1 else "" for lane in drawn.lanes]
+    labels = axes.apart(
+        [f"{of}{axes.label(lane.name)}" for of, lane in zip(whose, drawn.lanes, strict=True)]
+    )
     traces = []
     for name in CLASSES:
         bars: dict[str, list[Any]] = {"base": [], "x": [], "y": [], "hovertext": []}
@@ -61,32 +32,32 @@ def timeline(drawn: Timeline, ranks: int) -> Figure:
             rows = zip(starts.tolist(), lengths.tolist(), lane.classes, lane.words, strict=True)
             for start, length, of, words in rows:
                 if of == name:
-                    bars["base"].append(_short(start))
-                    bars["x"].append(_short(length))
+                    bars["base"].append(axes.short(start))
+                    bars["x"].append(axes.short(length))
                     bars["y"].append(label)
-                    bars["hovertext"].append(_words(words))
+                    bars["hovertext"].append(axes.words(words))
         if bars["x"]:
-            traces.append(_bar(name, bars) | {"hoverinfo": "text", "width": 0.82})
-    layout = _layout(len(labels) * ROW_PX + 130, f"time in the step, {unit}")
+            traces.append(axes.bar(name, bars) | {"hoverinfo": "text", "width": 0.82})
+    layout = axes.layout(len(labels) * ROW_PX + 130, f"time in the step, {unit}")
     layout["barmode"] = "overlay"
-    layout["xaxis"] |= {"range": [0, _short((drawn.end_s - drawn.begin_s) / size)]}
-    layout["yaxis"] |= _categories(labels)
+    layout["xaxis"] |= {"range": [0, axes.short((drawn.end_s - drawn.begin_s) / size)]}
+    layout["yaxis"] |= axes.categories(labels)
     return {"data": traces, "layout": layout}
 
 
 def memory(held: Held, capacity: int) -> Figure:
     """Bytes over time, a category above the other, with the peak and the chip's capacity."""
-    size, unit = _unit(held.peak_bytes, _BYTES, 1.0)
+    size, unit = axes.unit(held.peak_bytes, BYTES, 1.0)
     span = float(held.at_s[-1]) if len(held.at_s) else 0.0
-    second, second_unit = _unit(span, _SECONDS, 2.0)
-    at = _shorts(held.at_s / second)
+    second, second_unit = axes.unit(span, SECONDS, 2.0)
+    at = axes.shorts(held.at_s / second)
     traces: list[dict[str, Any]] = [
         {
             "type": "scatter",
             "mode": "lines",
             "name": name,
             "x": at,
-            "y": _shorts(held.by_category[name] / size),
+            "y": axes.shorts(held.by_category[name] / size),
             "stackgroup": "held",
             "line": {"width": 0, "shape": "hv", "color": COLORS.get(name)},
             "fillcolor": COLORS.get(name),
@@ -96,22 +67,24 @@ def memory(held: Held, capacity: int) -> Figure:
     ]
     dashed = {"color": "#444444", "width": 1, "dash": "dot", "shape": "hv"}
     if len(held.reserved):
-        y = _shorts(held.reserved / size)
-        traces.append(_line("reserved", at, y, dashed) | {"hovertemplate": f"%{{y:.2f}} {unit}"})
-    peak = [_short(held.peak_s / second), _short(held.peak_bytes / size)]
+        y = axes.shorts(held.reserved / size)
+        traces.append(
+            axes.line("reserved", at, y, dashed) | {"hovertemplate": f"%{{y:.2f}} {unit}"}
+        )
+    peak = [axes.short(held.peak_s / second), axes.short(held.peak_bytes / size)]
     traces.append(_peak(peak, format_bytes(held.peak_bytes)))
     top = max(held.peak_bytes, int(held.reserved.max(initial=0))) / size
-    layout = _layout(430, f"time on the host, {second_unit}")
+    layout = axes.layout(430, f"time on the host, {second_unit}")
     layout["hovermode"] = "x unified"
-    if capacity <= 3 * held.peak_bytes:
+    if capacity <= FAR * held.peak_bytes:
         top = max(top, capacity / size)
         line = {"color": LIMIT, "width": 2, "dash": "dash"}
         said = f"capacity, {format_bytes(capacity)}"
         ends = [at[0], at[-1]] if at else []
-        flat = [_short(capacity / size)] * len(ends)
-        traces.append(_line(said, ends, flat, line) | {"hoverinfo": "skip"})
-    layout["yaxis"] |= {"title": {"text": f"memory, {unit}"}, "range": [0, _short(top * 1.12)]}
-    layout["shapes"] = [_step_line(_short(step / second)) for step in held.steps_s.tolist()]
+        flat = [axes.short(capacity / size)] * len(ends)
+        traces.append(axes.line(said, ends, flat, line) | {"hoverinfo": "skip"})
+    layout["yaxis"] |= {"title": {"text": f"memory, {unit}"}, "range": [0, axes.short(top * 1.12)]}
+    layout["shapes"] = [_step_line(axes.short(step / second)) for step in held.steps_s.tolist()]
     return {"data": traces, "layout": layout}
 
 
@@ -121,30 +94,31 @@ def peak_modules(held: Held) -> Figure:
     for module, _, amount in held.peak_modules:
         sums[module] = sums.get(module, 0) + amount
     shown = sorted(sums, key=lambda module: (-sums[module], module))[:ROWS]
-    labels = {module: _label(module or "no module") for module in shown}
-    size, unit = _unit(max(sums.values(), default=0), _BYTES, 1.0)
+    names = axes.apart([axes.label(module or "no module") for module in shown])
+    labels = dict(zip(shown, names, strict=True))
+    size, unit = axes.unit(max(sums.values(), default=0), BYTES, 1.0)
     traces = []
     for name in _held_order(held):
         rows = [(m, amount) for m, of, amount in held.peak_modules if of == name and m in labels]
         if rows:
             bars = {
-                "x": _shorts(amount / size for _, amount in rows),
+                "x": axes.shorts(amount / size for _, amount in rows),
                 "y": [labels[module] for module, _ in rows],
                 "hovertext": [
-                    _words(f"{m or 'no module'}\n{format_bytes(s)}, {name}") for m, s in rows
+                    axes.words(f"{m or 'no module'}\n{format_bytes(s)}, {name}") for m, s in rows
                 ],
             }
-            traces.append(_bar(name, bars) | {"hoverinfo": "text"})
-    layout = _layout(len(labels) * ROW_PX + 130, f"memory at the peak, {unit}")
+            traces.append(axes.bar(name, bars) | {"hoverinfo": "text"})
+    layout = axes.layout(len(labels) * ROW_PX + 130, f"memory at the peak, {unit}")
     layout["barmode"] = "stack"
-    layout["yaxis"] |= _categories(list(labels.values()))
+    layout["yaxis"] |= axes.categories(list(labels.values()))
     return {"data": traces, "layout": layout}
 
 
 def split(summary: Mapping[str, Any]) -> Figure:
     """Where the step goes, a row a rank that was played; parts sum to the step."""
     step = summary["step_s"]["mid"]
-    size, unit = _unit(step, _SECONDS, 2.0)
+    size, unit = axes.unit(step, SECONDS, 2.0)
     ranks = summary["ranks"]
     labels = [f"rank {rank['rank']}" for rank in ranks]
     rows = [_parts(rank["split"]) for rank in ranks]
@@ -154,17 +128,17 @@ def split(summary: Mapping[str, Any]) -> Figure:
         if not any(seconds):
             continue
         bars = {
-            "x": _shorts(s / size for s in seconds),
+            "x": axes.shorts(s / size for s in seconds),
             "y": labels,
             "text": [f"{s / step:.0%}" if s >= 0.03 * step else "" for s in seconds],
             "hovertext": [f"{name}<br>{format_seconds(s)}, {s / step:.1%}" for s in seconds],
         }
         inside = {"textposition": "inside", "insidetextanchor": "middle", "textangle": 0}
-        traces.append(_bar(name, bars) | inside | {"hoverinfo": "text"})
-    layout = _layout(len(labels) * 30 + 130, f"a step, {unit}")
+        traces.append(axes.bar(name, bars) | inside | {"hoverinfo": "text"})
+    layout = axes.layout(len(labels) * 30 + 130, f"a step, {unit}")
     layout["barmode"] = "stack"
-    layout["xaxis"] |= {"range": [0, _short(step / size)]}
-    layout["yaxis"] |= _categories(labels)
+    layout["xaxis"] |= {"range": [0, axes.short(step / size)]}
+    layout["yaxis"] |= axes.categories(labels)
     return {"data": traces, "layout": layout}
 
 
@@ -176,24 +150,24 @@ def operators(rank: Mapping[str, Any], step: float) -> Figure:
         entry[0] += row["seconds"]
         entry[1] += row["count"]
     order = sorted(sums, key=lambda key: (-sums[key][0], key))[:ROWS]
-    size, unit = _unit(max((sums[key][0] for key in order), default=0.0), _SECONDS, 2.0)
+    size, unit = axes.unit(max((sums[key][0] for key in order), default=0.0), SECONDS, 2.0)
     traces = []
     for kind in dict.fromkeys(kind for _, kind in order):
         mine = [key for key in order if key[1] == kind]
         bars = {
-            "x": _shorts(sums[key][0] / size for key in mine),
-            "y": [_label(name) for name, _ in mine],
+            "x": axes.shorts(sums[key][0] / size for key in mine),
+            "y": [axes.label(name) for name, _ in mine],
             "hovertext": [
-                f"{_label(key[0])}<br>{format_seconds(sums[key][0])} a step, "
+                f"{axes.label(key[0])}<br>{format_seconds(sums[key][0])} a step, "
                 f"{sums[key][0] / step:.1%}<br>{sums[key][1]:,.0f} calls"
                 for key in mine
             ],
         }
-        traces.append(_bar(kind, bars) | {"hoverinfo": "text"})
-    labels = list(dict.fromkeys(_label(name) for name, _ in order))
-    layout = _layout(len(labels) * ROW_PX + 130, f"time on the chip in a step, {unit}")
+        traces.append(axes.bar(kind, bars) | {"hoverinfo": "text"})
+    labels = list(dict.fromkeys(axes.label(name) for name, _ in order))
+    layout = axes.layout(len(labels) * ROW_PX + 130, f"time on the chip in a step, {unit}")
     layout["barmode"] = "stack"
-    layout["yaxis"] |= _categories(labels)
+    layout["yaxis"] |= axes.categories(labels)
     return {"data": traces, "layout": layout}
 
 
@@ -201,18 +175,18 @@ def collectives(rank: Mapping[str, Any], step: float) -> Figure:
     """The longest collectives of a rank: under way, and of that with no compute beside it."""
     rows = sorted(rank["collectives"], key=lambda row: (-row["seconds"], row["name"], row["group"]))
     rows = rows[:ROWS]
-    size, unit = _unit(max((row["seconds"] for row in rows), default=0.0), _SECONDS, 2.0)
-    labels = [_label(f"{row['name']}, {row['group']}") for row in rows]
+    size, unit = axes.unit(max((row["seconds"] for row in rows), default=0.0), SECONDS, 2.0)
+    labels = axes.apart([axes.label(f"{row['name']}, {row['group']}") for row in rows])
     traces = []
     for name, key, color in (
         ("under way", "seconds", "#b8dab3"),
         ("of that exposed: no compute beside it", "exposed_s", COLORS["communication"]),
     ):
         bars = {
-            "x": _shorts(row[key] / size for row in rows),
+            "x": axes.shorts(row[key] / size for row in rows),
             "y": labels,
             "hovertext": [
-                _words(
+                axes.words(
                     f"{row['name']}, {row['group']}\n{format_seconds(row[key])} a step, "
                     f"{row[key] / step:.1%}\n{row['count']:,.0f} calls, "
                     f"{format_bytes(row['bytes'])}"
@@ -221,10 +195,10 @@ def collectives(rank: Mapping[str, Any], step: float) -> Figure:
             ],
         }
         if rows:
-            traces.append(_bar(name, bars, color) | {"hoverinfo": "text"})
-    layout = _layout(len(labels) * ROW_PX + 130, f"time in a step, {unit}")
+            traces.append(axes.bar(name, bars, color) | {"hoverinfo": "text"})
+    layout = axes.layout(len(labels) * ROW_PX + 130, f"time in a step, {unit}")
     layout["barmode"] = "overlay"
-    layout["yaxis"] |= _categories(labels)
+    layout["yaxis"] |= axes.categories(labels)
     return {"data": traces, "layout": layout}
 
 
@@ -234,14 +208,14 @@ def modules(tree: Mapping[str, float], step: float) -> Figure:
     above = {node: _above(node, nodes) for node in nodes}
     trace = {
         "type": "icicle",
-        "ids": [node or "all" for node in nodes],
-        "labels": [_words(_between(node, above[node])) for node in nodes],
-        "parents": [(above[node] or "all") if node else "" for node in nodes],
-        "values": _shorts(tree[node] for node in nodes),
+        "ids": [f".{node}" for node in nodes],
+        "labels": [axes.words(_between(node, above[node])) for node in nodes],
+        "parents": [f".{above[node]}" if node else "" for node in nodes],
+        "values": axes.shorts(tree[node] for node in nodes),
         "branchvalues": "total",
         "textinfo": "label+percent root",
         "hovertext": [
-            _words(
+            axes.words(
                 f"{node or 'all modules'}\n{format_seconds(tree[node])}, {tree[node] / step:.1%} "
                 "of the step"
             )
@@ -252,7 +226,7 @@ def modules(tree: Mapping[str, float], step: float) -> Figure:
         "tiling": {"orientation": "h", "pad": 1},
         "pathbar": {"visible": False},
     }
-    layout = _layout(480, "")
+    layout = axes.layout(480, "")
     layout["margin"] |= {"l": 10, "t": 10, "b": 10}
     return {"data": [trace], "layout": layout}
 
@@ -302,47 +276,6 @@ def _held_order(held: Held) -> list[str]:
     return [name for name in (*order, "temporary", "other") if name in held.by_category]
 
 
-def _layout(height: int, title: str) -> dict[str, Any]:
-    grid = {"gridcolor": "#e6e6e6", "zerolinecolor": "#c8c8c8", "automargin": True}
-    grid |= {"ticks": "outside", "ticklen": 6, "tickcolor": "#c8c8c8"}
-    return {
-        "height": height,
-        "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "font": {"size": 12, "color": "#222222"},
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
-        "hovermode": "closest",
-        "hoverlabel": {"align": "left", "namelength": -1},
-        "xaxis": grid | {"title": {"text": title}},
-        "yaxis": dict(grid),
-    }
-
-
-def _categories(labels: Sequence[str]) -> dict[str, Any]:
-    """An axis of names, the first on top, that a drag does not zoom."""
-    return {
-        "type": "category",
-        "categoryorder": "array",
-        "categoryarray": list(labels),
-        "range": [len(labels) - 0.5, -0.5],
-        "fixedrange": True,
-        "dtick": 1,
-        "showgrid": False,
-    }
-
-
-def _bar(name: str, bars: Mapping[str, Any], color: str = "") -> dict[str, Any]:
-    marker = {"color": color or COLORS.get(name, "#888888"), "line": {"width": 0}}
-    return {"type": "bar", "orientation": "h", "name": name, "marker": marker, **bars}
-
-
-def _line(
-    name: str, x: Sequence[float], y: Sequence[float], line: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": dict(line)}
-
-
 def _peak(at: Sequence[float], said: str) -> dict[str, Any]:
     return {
         "type": "scatter",
@@ -362,31 +295,3 @@ def _step_line(at: float) -> dict[str, Any]:
     return {"type": "line", "xref": "x", "yref": "paper", "x0": at, "x1": at, "y0": 0, "y1": 1} | {
         "line": line
     }
-
-
-def _lane_label(rank: int | None, name: str) -> str:
-    short = html.escape(shorten(name, 34))
-    return short if rank is None else f"rank {rank} · {short}"
-
-
-def _label(name: str) -> str:
-    """A name that fits beside an axis: its end, which tells modules apart."""
-    return html.escape(name if len(name) <= LABEL_WIDTH else f"...{name[3 - LABEL_WIDTH :]}")
-
-
-def _words(text: str) -> str:
-    return html.escape(text).replace("\n", "<br>")
-
-
-def _unit(largest: float, units: Sequence[tuple[float, str]], least: float) -> tuple[float, str]:
-    """The largest unit of which there are at least `least`."""
-    return next((unit for unit in units if largest >= least * unit[0]), units[-1])
-
-
-def _shorts(values: Iterable[float]) -> list[float]:
-    return [_short(float(value)) for value in values]
-
-
-def _short(value: float) -> float:
-    """Seven digits: more cannot be seen, and make the page long."""
-    return float(np.format_float_positional(value, 7, fractional=False)) if value else 0.0

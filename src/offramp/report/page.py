@@ -17,6 +17,7 @@ import numpy as np
 
 from offramp.errors import UsageError
 from offramp.report import figures, rehearsal, spending
+from offramp.report.axes import Figure
 from offramp.report.lines import Line, plural
 from offramp.tape.held import measure_held
 from offramp.tape.modules import break_down, tree
@@ -28,7 +29,7 @@ from offramp.tape.timeline import Timeline, draw_timeline
 from offramp.units import format_bytes, format_flops, format_seconds
 
 MOST_RANKS = 8  # whose lanes are drawn
-Section = tuple[str, str, str, figures.Figure]  # id, heading, note, figure
+Section = tuple[str, str, str, Figure]  # id, heading, note, figure
 
 
 def check() -> None:
@@ -222,6 +223,6 @@ def _of_memory(summary: Mapping[str, Any]) -> str:
     memory = summary["memory"]
     capacity, peak = memory["capacity_bytes"], memory["allocated_bytes"]
     said = f"Rank {memory['rank']}, all steps that were played; dotted lines end steps."
-    if capacity > 3 * peak:
+    if capacity > figures.FAR * peak:
         said += f" The chip has {format_bytes(capacity)}, far above this scale."
     return said

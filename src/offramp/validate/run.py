@@ -16,11 +16,18 @@ from typing import Any
 from offramp.errors import OfframpError, UsageError
 from offramp.launch.warm import Warm
 from offramp.validate.mapping import Case, UnmappedError, case_of
-from offramp.validate.predict import Prediction, Predictor
+from offramp.validate.predict import Prediction, Predictor, played_counts
 from offramp.validate.rows import Row
 from offramp.validate.score import Scored
 
 Told = Callable[[str], None]
+
+
+def work_of(case: Case) -> int:
+    """What playing a case takes, roughly: a process for each stage, layers for each micro-batch."""
+    stages = case.job["layout.pp"]
+    layers = case.config["num_hidden_layers"] // stages
+    return sum(stages * (100 + layers * count) for count in played_counts(case))
 
 
 def cases_of(rows: Iterable[Row]) -> tuple[list[Case], dict[str, str]]:
@@ -76,6 +83,7 @@ class Results:
 def predict_all(cases: Sequence[Case], results: Results, tapes: Path, told: Told) -> None:
     """Predict every case that has no result yet, as many at a time as this machine has cores."""
     waiting = [case for case in cases if case.row.id not in results.found]
+    waiting.sort(key=work_of)  # what takes little first, so that much is known early
     done = len(cases) - len(waiting)
     here = threading.local()
     warm: list[Warm] = []

@@ -13,7 +13,7 @@ import pytest
 
 from offramp.errors import UsageError
 from offramp.launch.spending import Price, Terms, spend
-from offramp.report import figures, page, rehearsal
+from offramp.report import axes, page, rehearsal
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tape"))
 from tapes_by_hand import FlatPrices, Hand
@@ -183,4 +183,11 @@ def test_without_plotly_the_way_out_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     ("value", "short"), [(0.0, 0.0), (1 / 3, 0.3333333), (123456789.0, 123456800.0), (2.0, 2.0)]
 )
 def test_numbers_have_seven_digits(value: float, short: float) -> None:
-    assert figures._short(value) == short
+    assert axes.short(value) == short
+
+
+def test_labels_tell_rows_apart() -> None:
+    assert axes.apart(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
+    long = axes.label("x" * 50 + ".<end>")
+    assert long.startswith("...xxx")
+    assert long.endswith(".&lt;end&gt;")
