@@ -21,6 +21,13 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 
+class _Help(argparse.HelpFormatter):
+    """Leaves room for the longest verb beside what it does."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports misuse in one line."""
 
@@ -79,6 +86,7 @@ def _parser(names: tuple[str, ...]) -> Parser:
         description="Run PyTorch programs written for CUDA on the chips you can get, "
         "or on virtual ones.",
         allow_abbrev=False,
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"offramp {__version__}")
     choices = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
