@@ -25,7 +25,8 @@ class _Help(argparse.HelpFormatter):
     """Leaves room for the longest verb beside what it does."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28)
+        super().__init__(prog)
+        self._action_max_length = 14  # argparse does not count how far verbs are indented
 
 
 class Parser(argparse.ArgumentParser):
