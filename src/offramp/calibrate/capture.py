@@ -50,9 +50,24 @@ def _describe(func: Any, args: Any, kwargs: Any, result: Any) -> Operation:
             values[argument.name] = value
         elif isinstance(value, list | tuple):
             values[argument.name] = list(value)
-    results = result if isinstance(result, list | tuple) else [result]
-    outputs = tuple(_shape(t) for t in results if isinstance(t, Tensor))
-    return Operation(str(func._schema.name) + _overload(func), tuple(inputs), outputs, values)
+    name = str(func._schema.name) + _overload(func)
+    return Operation(name, tuple(inputs), _outputs(func, args, result), values)
+
+
+def _outputs(func: Any, args: Any, result: Any) -> tuple[Shape | Shapes, ...]:
+    """What the call wrote: its results, or where it returns none the arguments it changes."""
+    results = [result] if isinstance(result, Tensor) else list(result or [])
+    if not results:
+        arguments = zip(func._schema.arguments, args, strict=False)
+        results = [a for s, a in arguments if s.alias_info is not None and s.alias_info.is_write]
+    elif len(func._schema.returns) == 1 and isinstance(result, list | tuple):
+        results = [results]
+    shapes = (
+        _shapes(list(r)) if isinstance(r, list | tuple) else _shape(r)
+        for r in results
+        if r is not None
+    )
+    return tuple(shapes)
 
 
 def _overload(func: Any) -> str:

@@ -21,6 +21,14 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 
+class _Help(argparse.HelpFormatter):
+    """Leaves room for the longest verb beside what it does."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = 14  # argparse does not count how far verbs are indented
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports misuse in one line.
 
@@ -92,6 +100,7 @@ def _parser(names: tuple[str, ...]) -> Parser:
         description="Run PyTorch programs written for CUDA on the chips you can get, "
         "or on virtual ones.",
         allow_abbrev=False,
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"offramp {__version__}")
     choices = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)

@@ -80,6 +80,8 @@ def open_device(
     cover.settle()
     core.open(chip.name, brand, kind, count, memory_bytes)
     cover.install(core)
+    if chip.is_synchronous:
+        core.tape_requested_bytes()
     core.refuse_formats(_format_mask(chip.absent_formats, core.scalar_types()))
     core.explain_out_of_memory_with(lambda index: holdings.explain(kind, index))
     threads.install(core)

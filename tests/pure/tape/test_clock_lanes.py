@@ -336,3 +336,17 @@ def test_time_goes_forward_and_a_stream_does_one_thing_at_a_time(
         assert (ends >= starts).all()
     units = played.units
     assert all(a.end <= b.start for a, b in pairwise(units))
+
+
+class HostItself(FlatPrices):
+    """A host that computes operators itself."""
+
+    is_synchronous = True
+
+
+def test_a_host_that_computes_itself_goes_on_when_the_operator_has_ended() -> None:
+    hand = Hand().op(1.0).op(2.0, stream=3).op(5.0, kind="view").op(4.0)
+    clock = Clock(hand.tape(), PriceList(HostItself(launch_s=0.25, view_s=0.5)), keep=True)
+    clock.feed(hand.tape().records)
+    assert clock.host_s == 0.25 + 1 + 0.25 + 2 + 0.5 + 0.25 + 4
+    assert clock.spans[1] == [0.25, 1.5, 4.25]  # none beside another, on any stream

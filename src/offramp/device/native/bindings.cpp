@@ -16,6 +16,7 @@
 #include "allocator.h"
 #include "chip.h"
 #include "generator.h"
+#include "ledger.h"
 #include "operators.h"
 #include "rehearse.h"
 #include "route.h"
@@ -134,6 +135,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace offramp;
   m.def("open", &open);
   m.def("refuse_formats", &refuse_formats);
+  m.def("tape_requested_bytes", [] { tapes_requested_bytes = true; });
   m.def("declare_missing", &declare_missing);
   m.def("operator_counts", &operator_counts);
   m.def("operators_refused", &operators_refused);

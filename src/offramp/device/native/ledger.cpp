@@ -68,7 +68,13 @@ size_t segment_size(size_t size) {
   return size < kOwnSegment ? kLargeSegment : round_up(size, kSegmentRound);
 }
 
+uint64_t taped_bytes(const Block* block) {
+  return tapes_requested_bytes ? block->requested : block->size;
+}
+
 }  // namespace
+
+bool tapes_requested_bytes = false;
 
 Block* block_at(const void* data) {
   const Place* places = page_of(data).load(std::memory_order_acquire);
@@ -179,7 +185,7 @@ void Ledger::take(Block* block, size_t size, size_t requested, const char* origi
   static std::atomic<uint64_t> blocks{0};
   block->serial = ++blocks;
   block->known = false;
-  note_on(block->stream, Kind::kAlloc, device_, 0, block->serial, block->size);
+  note_on(block->stream, Kind::kAlloc, device_, 0, block->serial, taped_bytes(block));
 }
 
 void Ledger::release(Block* block) {
@@ -192,7 +198,7 @@ void Ledger::release(Block* block) {
   count(stats_.active_bytes, small, -bytes);
   count(stats_.requested_bytes, small, -static_cast<int64_t>(block->requested));
   block->in_use = false;
-  note_on(block->stream, Kind::kFree, device_, 0, block->serial, block->size);
+  note_on(block->stream, Kind::kFree, device_, 0, block->serial, taped_bytes(block));
   if (Block* left = block->previous; left != nullptr && !left->in_use) {
     pool(small).erase(left);
     count_piece(left, -1);

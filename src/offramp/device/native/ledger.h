@@ -30,6 +30,10 @@ struct Block {
   bool known{false};       // in a rehearsal: its values are there
 };
 
+// Whether the tape has the bytes that were asked for, and not those of their block: a chip that is
+// the host itself has the system's allocator, and no blocks.
+extern bool tapes_requested_bytes;
+
 // The block that starts at `data`, or nullptr when the chip has none there.
 Block* block_at(const void* data);
 
