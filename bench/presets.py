@@ -133,8 +133,8 @@ def _fewest_parameters(preset: presets.Preset) -> float:
 def tape_chip(chip: str) -> str:
     """The chip that is played for `chip`: the first that `offramp train` treats alike.
 
-    Training goes by two peculiarities of chip files; the tapes of chips that agree in them are
-    equal record for record (tests/programs/test_fitting.py).
+    Training goes by two peculiarities of chip files; the tapes of chips that agree in them have
+    the same records (tests/programs/test_fitting.py).
     """
     return next(other for other in CHIPS if _treated(other) == _treated(chip))
 

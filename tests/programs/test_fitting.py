@@ -14,7 +14,7 @@ import pytest
 
 from offramp.chips.catalogue import DATA
 from offramp.launch import rehearse
-from offramp.tape.kinds import RECORD_TYPE
+from offramp.tape.kinds import FREE
 
 pytestmark = [pytest.mark.programs, pytest.mark.timeout(300)]
 CHIP = "nvidia-h100"
@@ -120,7 +120,10 @@ def test_misuse_is_told_before_anything_starts(
 
 
 def test_tapes_of_chips_that_training_treats_alike_are_equal() -> None:
-    """`bench/presets.py` plays one of them and prices it for each."""
+    """`bench/presets.py` plays one of them and prices it for each.
+
+    Only when memory of the set-up is given back may differ: Python's collector decides it.
+    """
 
     def played(chip: str) -> Any:
         words = (*TRAIN, "--chip", chip, "--set", "layout.dp_shard=2")
@@ -129,5 +132,6 @@ def test_tapes_of_chips_that_training_treats_alike_are_equal() -> None:
     one, other = played("zhenwu-810e").tapes[0], played("ascend-910b").tapes[0]
     assert one.signatures == other.signatures
     assert len(one.records) == len(other.records) > 1000
-    for column in RECORD_TYPE.names or ():
-        assert (one.records[column] == other.records[column]).all(), column
+    assert sorted(one.records.tolist()) == sorted(other.records.tolist())
+    held, also = (each.records[each.records["kind"] != FREE] for each in (one, other))
+    assert (held == also).all()
