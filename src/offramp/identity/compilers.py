@@ -35,6 +35,8 @@ def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
             return original(model, **asked)
         counts.compiled[_spelled(asked), "graph-captured", why] += 1
         kept = {key: asked[key] for key in ("fullgraph", "dynamic") if key in asked}
+        if stand_in != "eager":  # it needs shapes that are numbers: one graph for each
+            kept["dynamic"] = False
         return original(model, backend=stand_in, **kept)
 
     patches.set(torch, "compile", _like(original, compile))

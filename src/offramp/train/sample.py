@@ -9,6 +9,7 @@ from offramp.train.model import LanguageModel
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")
 def write(
     model: LanguageModel,
     prompts: list[list[int]],
@@ -21,7 +22,8 @@ def write(
     """What the model writes after each prompt: up to `tokens` tokens, or until `end`.
 
     Every prompt is continued on its own, from the whole text so far; the draws depend on `seed`
-    only. All ranks that share the model must call this together.
+    only. All ranks that share the model must call this together. Compiled layers run uncompiled:
+    a text grows, and graphs for all its lengths would be in the way of training's own.
     """
     config = model.causal.config
     longest = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)

@@ -126,6 +126,7 @@ def _plan(case: Case, micro_batches: int, folder: Path, limit_s: float) -> rehea
         "model.vocabulary": case.config["vocab_size"],
         "data.boundaries": False,
         "tokenizer.kind": "byte",
+        "sample.prompts": [],
     }
     command = ["offramp", "train", "--model", str(folder)]
     for name, value in keys.items():
