@@ -9,7 +9,6 @@ from offramp.train.model import LanguageModel
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")
 def write(
     model: LanguageModel,
     prompts: list[list[int]],
@@ -37,7 +36,8 @@ def write(
         for _ in range(tokens):
             seen_1T = torch.tensor([ids[-longest:]], device=device)
             positions_1T = torch.arange(seen_1T.shape[1], device=device)[None]
-            logits_V = model.logits(seen_1T, positions_1T)[0].cpu()
+            with torch.compiler.set_stance("force_eager"):
+                logits_V = model.logits(seen_1T, positions_1T)[0].cpu()
             chosen = _choose(logits_V, temperature, generator)
             if chosen == end:
                 break
