@@ -144,4 +144,5 @@ def _scored(case: Case, found: Prediction) -> Scored:
         found.fits,
         not case.unknown,
         case.unknown,
+        found.shares,
     )

@@ -6,13 +6,25 @@ Errors are relative to the measurement: predicted / measured - 1.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
 NEAR = 0.10
+# Kinds of work that a fit tells apart, and the shares that they are made of. A bubble is as long as
+# what is computed, and is told by it.
+KINDS = {
+    "matmul": ("matmul", "bubble"),
+    "attention": ("attention",),
+    "memory": ("memory", "copy"),
+    "communication": ("communication",),
+    "host": ("host", "idle"),
+}
+PRIOR = 0.05
+BOUNDS = (0.5, 3.0)
+SWEEPS = 60
 
 
 @dataclass(frozen=True)
@@ -22,6 +34,7 @@ class Scored:
     counted    whether every input was stated
     job        equal for layouts of one job
     fits       whether the prediction says that it fits; it ran, so it did
+    shares     of the predicted step, by kind of work
     """
 
     id: str
@@ -37,6 +50,7 @@ class Scored:
     fits: bool
     counted: bool
     unknown: tuple[str, ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def error(self) -> float:
@@ -115,6 +129,52 @@ def unseen_factors(rows: Iterable[Scored]) -> dict[str, float]:
         source: median([m for other, m in middles.items() if other != source] or [1.0])
         for source in middles
     }
+
+
+def fitted(rows: Sequence[Scored]) -> dict[str, float]:
+    """Factors by kind of work with which rows come out best, in relative least squares.
+
+    Minimizes the sum over rows of w (sum over kinds of f x share x predicted / measured - 1)^2,
+    where the rows of a source weigh as one, plus PRIOR times the sum of (f - 1)^2, so that what rows do
+    not tell stays at 1. Factors are kept within BOUNDS.
+    """
+    kinds = list(KINDS)
+    sizes = Counter(row.source for row in rows)
+    factors = dict.fromkeys(kinds, 1.0)
+    parts = [(1 / sizes[row.source], _parts(row)) for row in rows]
+    for _ in range(SWEEPS):  # each kind in turn, the others held: a convex sum of squares
+        for kind in kinds:
+            above, below = PRIOR, PRIOR
+            for weight, part in parts:
+                rest = sum(factors[k] * part[k] for k in kinds if k != kind)
+                above += weight * part[kind] * (1 - rest)
+                below += weight * part[kind] ** 2
+            factors[kind] = min(max(above / below, BOUNDS[0]), BOUNDS[1])
+    return factors
+
+
+def unseen_fit(rows: Iterable[Scored]) -> list[Scored]:
+    """The rows with predictions corrected by factors that were fitted without their source."""
+    scored = list(rows)
+    corrected = []
+    for source in sorted({row.source for row in scored}):
+        factors = fitted([row for row in scored if row.source != source])
+        corrected += [_corrected(row, factors) for row in scored if row.source == source]
+    return corrected
+
+
+def _parts(row: Scored) -> dict[str, float]:
+    """What each kind takes, over the measured step."""
+    ratio = row.predicted / row.measured
+    return {
+        kind: ratio * sum(row.shares.get(name, 0.0) for name in names)
+        for kind, names in KINDS.items()
+    }
+
+
+def _corrected(row: Scored, factors: Mapping[str, float]) -> Scored:
+    by = sum(factors[kind] * part for kind, part in _parts(row).items()) / sum(_parts(row).values())
+    return replace(row, predicted=row.predicted * by, low=row.low * by, high=row.high * by)
 
 
 def regret(rows: Iterable[Scored]) -> Regret | None:
