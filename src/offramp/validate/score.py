@@ -135,8 +135,8 @@ def fitted(rows: Sequence[Scored]) -> dict[str, float]:
     """Factors by kind of work with which rows come out best, in relative least squares.
 
     Minimizes the sum over rows of w (sum over kinds of f x share x predicted / measured - 1)^2,
-    where the rows of a source weigh as one, plus PRIOR times the sum of (f - 1)^2, so that what rows do
-    not tell stays at 1. Factors are kept within BOUNDS.
+    where the rows of a source weigh as one, plus PRIOR times the sum of (f - 1)^2, so that what
+    rows do not tell stays at 1. Factors are kept within BOUNDS.
     """
     kinds = list(KINDS)
     sizes = Counter(row.source for row in rows)
