@@ -8,8 +8,8 @@ from pathlib import Path
 
 from offramp.errors import UsageError
 
-FOLDER = Path(__file__).parent / "runs"
-BUILT_IN = (FOLDER / "published.csv", FOLDER / "vtrain_single.csv")
+FOLDER = Path(__file__).parent / "published"
+BUILT_IN = (FOLDER / "all_sources.csv", FOLDER / "vtrain_single.csv")
 # Kinds of values that say how long a step took, without a convention of counting operations.
 TIMES = ("step_time_s", "tokens_per_s_per_chip", "tokens_per_s_global", "samples_per_s")
 MEMORY = "peak_memory_GB"
