@@ -14,6 +14,7 @@ from offramp.cli import Parser
 if TYPE_CHECKING:
     from offramp.launch.fit import Change, Search
     from offramp.launch.rehearse import Plan, Rehearsal
+    from offramp.launch.warm import Warm
     from offramp.report.lines import Line
 
 Told = Callable[[str], None]
@@ -66,13 +67,15 @@ def ways_out(
 
     What was tried is kept as `fit` of the rehearsal's summary.
     """
+    from offramp.launch.warm import Warm
     from offramp.report import fitting
 
     if found.summary["fits"]:
         return []
     if not arguments.fit:
         return [fitting.hint(plan.program.is_train)]
-    search = _search(arguments, planned, told).run(_ladders(arguments, plan))
+    with Warm() as warm:  # --fit is of `offramp train` alone
+        search = _search(arguments, planned, told, warm).run(_ladders(arguments, plan))
     found.summary["fit"] = search.plain()
     return list(fitting.lines(found.summary["fit"]))
 
@@ -88,7 +91,7 @@ def vary(arguments: argparse.Namespace, planned: Planned, told: Told) -> int:
     plan = planned(arguments)
     if plan.note:
         print(f"offramp: {plan.note}", file=sys.stderr)
-    search = _search(arguments, planned, told).run([ladder])
+    search = _search(arguments, planned, told, None).run([ladder])
     outcome: dict[str, Any] = {"cluster": plan.cluster.title, **search.plain()}
     if arguments.json:
         rehearse.write_text(Path(arguments.json), to_json(outcome))
@@ -96,7 +99,9 @@ def vary(arguments: argparse.Namespace, planned: Planned, told: Told) -> int:
     return 0 if any(one.fits for one in search.tried) else 1
 
 
-def _search(arguments: argparse.Namespace, planned: Planned, told: Told) -> Search:
+def _search(
+    arguments: argparse.Namespace, planned: Planned, told: Told, warm: Warm | None
+) -> Search:
     from offramp.launch import rehearse
     from offramp.launch.fit import Search
 
@@ -105,7 +110,7 @@ def _search(arguments: argparse.Namespace, planned: Planned, told: Told) -> Sear
         other.command = list(change.command)
         if change.nodes is not None:
             other.nodes, other.per_node = change.nodes, change.per_node
-        return rehearse.execute(planned(other)).summary
+        return rehearse.execute(planned(other), warm=warm).summary
 
     return Search(play, told, arguments.most_tries)
 

@@ -54,10 +54,17 @@ def _serve(connection: socket.socket) -> dict[str, Any] | None:
         *orders, heard = (heard + told).split(LINE)
         for order in orders:
             parent = os.getpid()
+            ready, done = os.pipe()
             pid = os.fork()
             if pid == 0:
                 die_with(parent)
+                os.setsid()
+                os.close(ready)
+                os.close(done)
                 return dict(json.loads(order))
+            os.close(done)
+            os.read(ready, 1)  # ends when the fork has a session, by which it can be ended
+            os.close(ready)
             alive.add(pid)
             _tell(connection, pid=pid)
 
@@ -68,8 +75,7 @@ def _tell(connection: socket.socket, **message: int) -> None:
 
 
 def _become(order: dict[str, Any]) -> None:
-    """Take on the session, files, environment and arguments of an order."""
-    os.setsid()
+    """Take on the files, environment and arguments of an order."""
     said = os.open(order["said"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(said, stream.fileno())
