@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from offramp.validate.score import Scored, Summary
 
 REASONS = 8
+MEMORY = "memory"  # it has no interval
 
 
 def lines(
@@ -37,7 +38,7 @@ def lines(
         for value in sorted({getattr(row, name) for row in times}):
             several = [row for row in times if getattr(row, name) == value]
             out.append(_line(f"{label} {value[:38]}", score.summarize(several)))
-    out.append(_line("memory", score.summarize([row for row in counted if row.is_memory])))
+    out.append(_line(MEMORY, score.summarize([row for row in counted if row.is_memory])))
     refused = sum(not row.fits for row in counted)
     out.append(Line("fits", f"{plural(refused, 'run')} of {len(counted):,} said not to fit, did"))
     if lost := score.regret(times):
@@ -71,12 +72,13 @@ def listed_lines(cases: Sequence[Case], left_out: Mapping[str, str]) -> list[Lin
 def _line(label: str, found: Summary | None) -> Line:
     if found is None:
         return Line(label, "nothing to compare")
-    return Line(
-        label,
+    said = (
         f"{plural(found.rows, 'row')}: median error {found.median:.1%}, 90 % within "
         f"{found.ninetieth:.1%}, {found.near:.0%} within 10 %; predicted over measured "
-        f"{found.ratio:.2f}; {found.inside:.0%} inside the interval",
+        f"{found.ratio:.2f}"
     )
+    inside = f"; {found.inside:.0%} inside the interval" if label != MEMORY else ""
+    return Line(label, said + inside)
 
 
 def _reasons(words: Mapping[str, int], total: int) -> str:
