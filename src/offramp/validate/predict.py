@@ -55,7 +55,7 @@ class Predictor:
     def _summary(self, case: Case, micro_batches: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="offramp-validate-") as folder:
             plan = _plan(case, micro_batches, Path(folder), self._limit_s)
-            kept = self._tapes / _key(case, micro_batches)
+            kept = self._tapes / program_of(replace(case, micro_batches=micro_batches))
             if not (kept / NOTES).exists():
                 found = rehearse.execute(plan, warm=self._warm)
                 _keep(found, kept)
@@ -101,9 +101,9 @@ def extended(
     )
 
 
-def _key(case: Case, micro_batches: int) -> str:
+def program_of(case: Case) -> str:
     """Equal for cases whose programs do the same: prices and networks are not in it."""
-    same = [case.chip, case.row.chip_count, case.config, case.job, micro_batches]
+    same = [case.chip, case.row.chip_count, case.config, case.job, case.micro_batches]
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -159,7 +159,7 @@ def _changed(case: Case) -> str:
     text = text.replace("[sources]", f"[sources]\nrow = {json.dumps(case.source)}", 1)
     for name, said in case.facts.items():
         number, unit = said.split()
-        fact = f'{name} = {{ value = {number}, unit = "{unit}", tier = "vendor", source = "row" }}'
+        fact = f'{name} = {{ value = {number}, unit = "{unit}", tier = "press", source = "row" }}'
         text, count = re.subn(rf"(?m)^{name} = .*$", fact, text)
         assert count == 1, (case.chip, name)
     return text

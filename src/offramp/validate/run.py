@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from typing import Any
 from offramp.errors import OfframpError, UsageError
 from offramp.launch.warm import Warm
 from offramp.validate.mapping import Case, UnmappedError, case_of
-from offramp.validate.predict import Prediction, Predictor, played_counts
+from offramp.validate.predict import Prediction, Predictor, played_counts, program_of
 from offramp.validate.rows import Row
 from offramp.validate.score import Scored
 
@@ -85,29 +86,31 @@ def predict_all(cases: Sequence[Case], results: Results, tapes: Path, told: Told
     waiting = [case for case in cases if case.row.id not in results.found]
     waiting.sort(key=work_of)  # what takes little first, so that much is known early
     done = len(cases) - len(waiting)
+    # Rows that share what is played, such as a run's time and its memory, go one after the other.
+    together: dict[str, list[Case]] = defaultdict(list)
+    for case in waiting:
+        together[program_of(case)].append(case)
     here = threading.local()
-    warm: list[Warm] = []
 
-    def one(case: Case) -> None:
+    def some(several: Sequence[Case]) -> None:
         nonlocal done
         if not hasattr(here, "predictor"):
-            warm.append(Warm())
-            here.predictor = Predictor(tapes, warm[-1])
-        try:
-            results.add(case.row, **asdict(here.predictor.of(case)))
-        except OfframpError as error:
-            results.add(case.row, error=str(error))
-        done += 1
-        told(f"{done} of {len(cases)} rows: {case.row.id}")
+            here.predictor = Predictor(tapes, stack.enter_context(Warm()))
+        for case in several:
+            try:
+                results.add(case.row, **asdict(here.predictor.of(case)))
+            except OfframpError as error:
+                results.add(case.row, error=str(error))
+            done += 1
+            told(f"{done} of {len(cases)} rows: {case.row.id}")
 
     pool = ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1))
-    try:
-        for future in [pool.submit(one, case) for case in waiting]:
-            future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for each in warm:
-            each.__exit__(None, None, None)
+    with contextlib.ExitStack() as stack:
+        try:
+            for future in [pool.submit(some, several) for several in together.values()]:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def scored(cases: Iterable[Case], results: Results) -> tuple[list[Scored], dict[str, str]]:
