@@ -14,7 +14,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from offramp.device import fusion
 
-POINTWISE, REDUCTION = "offramp::fused", "offramp::fused_reduction"
+_NAMES = ("fused", "fused_reduction")
 _SCHEMA = "(Tensor[] inputs, int[] layout) -> Tensor[]"
 # How a layout spells a format; the position is its number.
 _FORMATS = (
@@ -48,16 +48,15 @@ def made_from(layout: Sequence[int], device: torch.device | str) -> list[torch.T
 def _library() -> torch.library.Library:
     """The operators, with what PyTorch's meta device answers for them."""
     library = torch.library.Library("offramp", "DEF")
-    for name in (POINTWISE, REDUCTION):
-        short = name.split("::")[1]
-        library.define(short + _SCHEMA)
-        library.impl(short, lambda inputs, layout: made_from(layout, "meta"), "Meta")
+    for name in _NAMES:
+        library.define(name + _SCHEMA)
+        library.impl(name, lambda inputs, layout: made_from(layout, "meta"), "Meta")
         # A chip runs only what the CPU can; a rehearsal never asks it.
-        library.impl(short, lambda inputs, layout: made_from(layout, "cpu"), "CPU")
+        library.impl(name, lambda inputs, layout: made_from(layout, "cpu"), "CPU")
     return library
 
 
-def backend(graph: GraphModule, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
+def backend(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     """A backend of torch.compile."""
     from torch._decomp import core_aten_decompositions
     from torch._dynamo.backends.common import aot_autograd

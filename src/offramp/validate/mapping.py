@@ -91,7 +91,7 @@ def case_of(row: Row) -> Case:
     """What to rehearse for a row. Raises UnmappedError."""
     read = _Read(row)
     _check_kind(row)
-    chip = next((r for r in rules()["chip"] if re.fullmatch(r["row"], _bare(row.chip))), None)
+    chip = next((r for r in rules()["chip"] if re.fullmatch(r["row"], row.chip)), None)
     if chip is None:
         raise UnmappedError(f"{row.chip} is not in the catalogue, or not trained by PyTorch")
     framework = _framework(row)
@@ -116,7 +116,9 @@ def case_of(row: Row) -> Case:
     }
     config = _config(read, pads=bool(framework.get("pads")), tp=layout["layout.tp"])
     network = _network(read)
-    case = Case(
+    if row.confidence == "low":
+        read.unknown.append("several (confidence low)")
+    return Case(
         row,
         chip["chip"],
         chip.get("facts", {}),
@@ -125,14 +127,8 @@ def case_of(row: Row) -> Case:
         config,
         job,
         batch // (dp * mbs),
+        tuple(read.unknown),
     )
-    if row.confidence == "low":
-        read.unknown.append("several (confidence low)")
-    return Case(**{**vars(case), "unknown": tuple(read.unknown)})
-
-
-def _bare(chip: str) -> str:
-    return chip.strip()
 
 
 def _check_kind(row: Row) -> None:
