@@ -129,14 +129,17 @@ def _by_products(
     *,
     causal: bool,
 ) -> Tensor:
-    """Weights of all pairs in memory, softmax in float32; what is causal is in the mask."""
+    """Weights of all pairs in memory, in the format of the query; what is causal is in the mask.
+
+    PyTorch's softmax adds up in float32 by itself, and rounds what it keeps.
+    """
     if options["enable_gqa"]:
         groups = query_BHTD.shape[1] // key_BHTD.shape[1]
         key_BHTD = key_BHTD.repeat_interleave(groups, 1)
         value_BHTD = value_BHTD.repeat_interleave(groups, 1)
     scale = options["scale"] or query_BHTD.shape[-1] ** -0.5
     scores_BHTT = (query_BHTD @ key_BHTD.mT) * scale
-    shares_BHTT = scores_BHTT.masked_fill(~mask_BTT, -torch.inf).softmax(-1, dtype=torch.float32)
+    shares_BHTT = scores_BHTT.masked_fill(~mask_BTT, -torch.inf).softmax(-1)
     if options["dropout_p"]:
         shares_BHTT = torch.dropout(shares_BHTT, options["dropout_p"], train=True)
     out_BHTD: Tensor = shares_BHTT.to(query_BHTD.dtype) @ value_BHTD

@@ -36,6 +36,9 @@ class Layout:
     zero: int = key(
         3, "what dp_shard ranks share: 1 optimizer, 2 gradients, 3 weights", low=1, high=3
     )
+    copies: bool = key(
+        False, "with dp_replicate alone: 16-bit copies of weights, made once a step, not at each use"
+    )
     micro_batch: int = key(8, "sequences that a rank computes at a time", low=1)
     pipeline: str = key("1f1b", "order of the micro-batches in a pipeline", choices=PIPELINES)
     stages: int = key(1, "stages that each pipeline rank holds (interleaved)", low=1)
@@ -48,6 +51,11 @@ class Layout:
     prefetch: int = key(1, "layers whose weights are gathered ahead", low=0)
 
     def __post_init__(self) -> None:
+        if self.copies and self.world == 1:
+            raise UsageError(
+                "layout.copies is for weights that several ranks hold; expected dp_replicate of 2 "
+                "or more, or copies = false"
+            )
         if self.stages > 1 and self.pipeline != "interleaved":
             raise UsageError(
                 f"layout.stages is {self.stages} with pipeline {self.pipeline!r}; expected "
@@ -69,6 +77,11 @@ class Layout:
     def world(self) -> int:
         """How many chips the job takes."""
         return math.prod(getattr(self, axis) for axis in AXES)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP holds the weights, be it whole; else the model does, under DDP."""
+        return self.world > self.dp_replicate or self.copies
 
     @property
     def dp(self) -> int:

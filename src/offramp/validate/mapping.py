@@ -14,6 +14,7 @@ from offramp.validate.rows import TIMES, Row
 
 RULES = Path(__file__).parent / "mapping.toml"
 PADDED_TO = 128  # rows of the token table, times tp, in Megatron-LM
+UNTURNED = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.0}
 
 
 class UnmappedError(Exception):
@@ -167,9 +168,12 @@ def _layout(read: _Read) -> dict[str, Any]:
         "layout.cp": cp,
         "layout.dp_replicate": 1 if zero else dp,
         "layout.dp_shard": dp if zero else 1,
-        "layout.zero": zero or 3,
+        # Nothing shared: weights are cast to 16 bits once a step, as in frameworks with 16-bit copies.
+        "layout.zero": zero or 1,
         "layout.sequence_parallel": row.seq_parallel == "y",
     }
+    if not zero and chips == dp > 1:
+        layout["layout.copies"] = True
     if vpp > 1 and pp > 1:
         layout |= {"layout.pipeline": "interleaved", "layout.stages": vpp}
     return layout
@@ -182,8 +186,10 @@ def _config(read: _Read, *, pads: bool, tp: int) -> dict[str, Any]:
     vocabulary = read.number("vocab")
     if pads:
         vocabulary = -(-vocabulary // (PADDED_TO * tp)) * PADDED_TO * tp
+    grouped = (row.kv_heads or heads) != heads
+    family = "llama" if gated else "nemotron" if grouped else "gpt_neox"
     config: dict[str, Any] = {
-        "model_type": "llama" if gated else "nemotron",
+        "model_type": family,
         "hidden_size": hidden,
         "intermediate_size": read.number("ffn_hidden"),
         "num_hidden_layers": read.number("layers"),
@@ -198,6 +204,10 @@ def _config(read: _Read, *, pads: bool, tp: int) -> dict[str, Any]:
     }
     if not gated:
         config["hidden_act"] = "gelu"
+    if family == "gpt_neox":  # one product for queries, keys and values; positions that are learned
+        del config["num_key_value_heads"], config["head_dim"], config["mlp_bias"]
+        config |= {"attention_bias": True, "use_parallel_residual": False}
+        config["rope_parameters"] = UNTURNED
     return config
 
 

@@ -64,6 +64,9 @@ def test_a_row_becomes_the_job_that_it_describes() -> None:
     assert case.micro_batches * 2 * MEGATRON.mbs == MEGATRON.gbs_seqs
     assert case.nodes == 1
     assert not case.unknown
+    # One product for queries, keys and values; weights kept in 16 bits beside the optimizer's.
+    assert case.config["model_type"] == "gpt_neox"
+    assert case.job["layout.zero"] == 1
 
 
 @pytest.mark.parametrize(

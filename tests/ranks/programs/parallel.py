@@ -36,6 +36,8 @@ SPECS = (
     # two ranks
     "qwen3 dp_replicate=2",
     "moe dp_replicate=2",
+    "qwen3 dp_replicate=2 copies=1",
+    "llama dp_replicate=2 copies=1 precision=bf16",
     "qwen3 dp_shard=2",
     "qwen3 dp_shard=2 zero=2",
     "qwen3 dp_shard=2 zero=1",
@@ -54,6 +56,7 @@ SPECS = (
     "qwen3 tp=2 loss_parallel=0 sequence_parallel=0",
     "moe tp=2 balance=loss",
     "deepseek tp=2",
+    "neox tp=2",
     "ernie tp=2 sequence_parallel=0",
     "qwen3 cp=2",
     "gpt2 cp=2 recompute=selective",
@@ -62,6 +65,7 @@ SPECS = (
     "qwen3 pp=2 pipeline=gpipe",
     "tied pp=2",
     "gpt2 pp=2",
+    "neox pp=2",
     "moe pp=2 stages=2 pipeline=interleaved balance=loss",
     "qwen3 pp=2 pipeline=zero-bubble recompute=full",
     "moe dp_shard=2 ep=2",
@@ -97,6 +101,7 @@ ON_CHIPS = (
 )
 # What is refused, and what the one line says.
 REFUSED = {
+    "qwen3 copies=1": "layout.copies is for weights that several ranks hold",
     "gpt2 tp=2": "layout.tp cannot split GPT2Attention (c_attn",
     "three tp=2": "layout.tp is 2; expected a divisor of num_key_value_heads = 3",
     "qwen3 tp=2 async_tp=1": "layout.async_tp needs compiled layers",
@@ -132,6 +137,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: transformers.GPT2Config(
         vocab_size=VOCABULARY, n_embd=16, n_layer=4, n_head=4, n_positions=64,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    ),
+    "neox": lambda: transformers.GPTNeoXConfig(
+        **{k: v for k, v in DENSE.items() if k not in ("num_key_value_heads", "head_dim")},
+        use_parallel_residual=False, tie_word_embeddings=False,
     ),
     "three": lambda: transformers.Qwen3Config(
         **{**DENSE, "num_attention_heads": 6, "num_key_value_heads": 3}

@@ -46,8 +46,7 @@ def parallelize(
     tied weights must stay tied. Raises UsageError where the model or the device forbids the layout.
     """
     parts = stages.cut(model, layout, world.coordinate("pp"))
-    is_sharded = layout.world > layout.dp_replicate
-    made = meshes.make(layout, world) if is_sharded else None
+    made = meshes.make(layout, world) if layout.is_sharded else None
     for part in parts:
         experts.register(part, world.device, numbers.dtype)
         if made is not None and made.tp is not None:
@@ -69,7 +68,7 @@ def parallelize(
 
 
 def _spread(part: LanguageModel, layout: Layout, world: World) -> spread.Spread:
-    if layout.world > layout.dp_replicate:
+    if layout.is_sharded:
         return spread.Sharded(part, layout)
     return spread.Replicated(part, world) if layout.dp_replicate > 1 else spread.Spread(part)
 
@@ -92,8 +91,7 @@ class Parallel:
         )
         self.balance: Balance | None = None
         # FSDP's policy casts weights once a gathering; elsewhere autocast does, at each product.
-        is_sharded = layout.world > layout.dp_replicate
-        self._autocasts = numbers.precision != "fp32" and not is_sharded
+        self._autocasts = numbers.precision != "fp32" and not layout.is_sharded
 
     @property
     def parts(self) -> list[LanguageModel]:

@@ -35,7 +35,8 @@ from offramp.train.parallel.experts import experts_of
 from offramp.train.parallel.layers import replace_forward
 
 _SPLIT_OUT = {"q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj", "gate_proj", "up_proj"}
-_SPLIT_IN = {"o_proj", "down_proj"}
+_SPLIT_OUT |= {"query_key_value", "dense_h_to_4h"}  # GPT-NeoX: heads one after another, each q, k, v
+_SPLIT_IN = {"o_proj", "down_proj", "dense", "dense_4h_to_h"}
 _WHOLE = {"q_a_proj", "kv_a_proj_with_mqa"}  # multi-head latent attention: small, on every rank
 _SEQUENCE = 1  # the dimension of tokens in hidden states
 
@@ -71,7 +72,7 @@ def _layer_plan(layer: nn.Module, layout: Layout, between: ParallelStyle) -> dic
         elif any(True for _ in experts_of(child)):
             plan[name] = _Tokens(layout.sequence_parallel)
             plan |= _mixture_plan(child, f"{name}.")
-        elif hasattr(child, "o_proj") or hasattr(child, "down_proj"):
+        elif any(hasattr(child, last) for last in _SPLIT_IN):
             dim = _SEQUENCE if layout.sequence_parallel else None
             plan |= _block_plan(child, name, dim)
         elif any(True for _ in child.parameters()):
