@@ -35,6 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reprice", action="store_true", help="forget results, and price the kept tapes again"
     )
+    parser.add_argument(
+        "--fit", metavar="FILE", help="write the factors of training that these runs tell"
+    )
     parser.add_argument("--list", action="store_true", help="say which rows have a job, and stop")
     parser.add_argument("--each", action="store_true", help="show every row, not only the sums")
     parser.add_argument("--json", metavar="FILE", help="write every row and the sums as JSON")
@@ -51,7 +54,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
     if arguments.sample < 0:
         raise UsageError(f"--sample {arguments.sample}: expected a number of rows, 0 for all")
-    for path in filter(None, (arguments.json, arguments.out)):
+    for path in filter(None, (arguments.json, arguments.out, arguments.fit)):
         check_writable(Path(path))
     files = [Path(arguments.rows)] if arguments.rows else list(rows.BUILT_IN)
     read = [row for file in files for row in rows.read(file)]
@@ -71,6 +74,8 @@ def execute(arguments: argparse.Namespace) -> int:
     results = run.Results(Path(arguments.out))
     with telling() as tell:
         run.predict_all(cases, results, Path(arguments.tapes), tell)
+        if arguments.fit:
+            write_text(Path(arguments.fit), run.fit(cases, Path(arguments.tapes), tell))
     scored, failed = run.scored(cases, results)
     if arguments.json:
         whole = {"rows": [asdict(row) for row in scored], "failed": failed, "left_out": left_out}

@@ -25,6 +25,7 @@ from offramp.chips.facts import Tier
 from offramp.costs.algorithms import NAMES, PAIRED, Case, Hop, Shape, offered, seconds, sent
 from offramp.costs.cost import Cost
 from offramp.costs.link_family import DATA, Family, find, rate_range, time_range, weakest
+from offramp.costs.training import NONE, Factors, of_links
 from offramp.errors import OfframpError, UsageError, nearest
 from offramp.units import format_quantity
 
@@ -117,11 +118,11 @@ class _Wiring:
 class Links:
     """Costs of collectives on one cluster; each is worked out once.
 
-    `folder`: the link families to use.
+    `folder`: the link families to use. `factors`: what they are in training.
     """
 
-    def __init__(self, cluster: Cluster, folder: Path = DATA) -> None:
-        self.cluster, self._folder = cluster, folder
+    def __init__(self, cluster: Cluster, folder: Path = DATA, factors: Factors = NONE) -> None:
+        self.cluster, self._folder, self._factors = cluster, folder, factors
         self._wirings: dict[tuple[int, ...], _Wiring] = {}
         self._costs: dict[tuple[str, int, bool, tuple[int, ...]], Cost] = {}
 
@@ -170,11 +171,15 @@ class Links:
 
     def _wire(self, ranks: tuple[int, ...]) -> _Wiring:
         spread = self.cluster.spread(ranks)
-        links = tuple((link, find(link.name, self._folder)) for link in spread.links)
+        links = tuple((link, self._find(link.name)) for link in spread.links)
         network = spread.network
         if network is None:
             return _Wiring(spread, links, None)
-        return _Wiring(spread, links, (network, find(network.name, self._folder)))
+        return _Wiring(spread, links, (network, self._find(network.name, between_nodes=True)))
+
+    def _find(self, name: str, *, between_nodes: bool = False) -> Family:
+        family = find(name, self._folder)
+        return of_links(family, self._factors, between_nodes=between_nodes)
 
     def _on_host(self, name: str, size: int, ranks: int) -> Cost:
         """Between processes of the CPU: a ring over what its family says in bytes/s."""

@@ -24,6 +24,8 @@ KEYS: Mapping[str, str] = MappingProxyType(
         "products.vector_share": "1",
         "products.narrow_share": "1",
         "products.measured_share": "1",
+        "products.full_energy": "pJ",
+        "products.power_exponent": "1",
         "products.ramp": "elements",
         "products.cores": "cores",
         "products.unknown_waves": "1",
@@ -131,7 +133,7 @@ def read_table(top: Table) -> _File:
         known = [key.partition(".")[2] for key in KEYS if key.startswith(f"{section}.")]
         for key in [name for name in known if name in table.names()]:
             row = table.table(key, required=True)
-            spans[f"{section}.{key}"] = _constant(row, KEYS[f"{section}.{key}"], context)
+            spans[f"{section}.{key}"] = read_constant(row, KEYS[f"{section}.{key}"], context)
         table.close(known)
     tiles = _tiles(top.table("tiles"), context)
     top.close(_TOP_KEYS)
@@ -144,7 +146,7 @@ def _names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in DATA.glob("*.toml")))
 
 
-def _constant(table: Table, dimension: str, context: Context) -> Span:
+def read_constant(table: Table, dimension: str, context: Context) -> Span:
     """value, low and high in the stated unit, with tier, source and note, all required."""
     tier, _ = read_trust(table, context)
     if not table.take("note", str):

@@ -12,6 +12,7 @@ from offramp.costs.flops import products as find_products
 from offramp.costs.host import HostCosts
 from offramp.costs.limits import Limits
 from offramp.costs.operation import Operation
+from offramp.costs.training import NONE, Factors, in_training
 
 _LINKS = {"to chip": "host_link", "from chip": "host_link", "between chips": "peer_link"}
 
@@ -21,12 +22,17 @@ class Costs:
 
     `constants` replaces those of the chip's family. A chip file that `offramp calibrate` wrote
     brings its own, and curves that go before the models. `overlap` is how much longer compute
-    takes while a collective of the chip runs, `overlap_slowdown` its value.
+    takes while a collective of the chip runs, `overlap_slowdown` its value. `factors` make of it
+    what it is in training; what was measured on the chip itself needs none.
     """
 
-    def __init__(self, chip: Chip, constants: Constants | None = None) -> None:
+    def __init__(
+        self, chip: Chip, constants: Constants | None = None, factors: Factors = NONE
+    ) -> None:
         self.chip = chip
         self.constants = for_chip(chip.name) if constants is None else constants
+        if chip.costs_file is None:
+            self.constants = in_training(self.constants, factors)
         self.measured: measured.Measured | None = None
         if chip.costs_file is not None:
             own, self.measured = measured.read(chip.costs_file)

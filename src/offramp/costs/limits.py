@@ -38,6 +38,8 @@ _WIDER: Mapping[str, tuple[tuple[str, str], ...]] = {
 }
 _CELLS = (("matrix", "float32"), ("matrix", "tf32"), ("vector", "float32"))
 _REDUCED = (("matrix", "tf32"), ("matrix", "float32"), ("vector", "float32"))
+_PICO = 1e-12
+_NEARLY = 0.01  # of a ratio of power: what rounding of data sheets makes
 _NARROW = ("float8", "float4", "int8")
 # Quirks that say which float32 work runs on tensor cells unless the program says otherwise.
 _CELLS_QUIRK = "fp32-tensor-cell"
@@ -160,6 +162,19 @@ class Limits:
     def _rates_of(self, unit: str) -> Mapping[str, Fact]:
         return self.chip.matrix_rates if unit == "matrix" else self.chip.vector_rates
 
+    def _clocked(self) -> Span | None:
+        """What a board of less power reaches of the share measured on its family's; else None."""
+        full = self.constants["products.full_energy"].value * _PICO
+        power, rates = self.chip.facts.get("power"), self.chip.matrix_rates
+        peak = rates.get("bfloat16") or rates.get("float16")
+        if not full or power is None or peak is None:
+            return None
+        ratio = Span.of_fact(power).value / Span.of_fact(peak).value / full
+        if ratio > 1 - _NEARLY:
+            return None
+        steep = self.constants["products.power_exponent"]
+        return Span(ratio**steep.value, ratio**steep.high, ratio**steep.low, steep.tier)
+
     def _rate(self, fact: Fact, unit: str, name: str, wanted: str) -> Rate:
         peak = Span.of_fact(fact)
         key = "vector_share" if unit == "vector" else "peak_share"
@@ -168,7 +183,10 @@ class Limits:
         share = self.constants[f"products.{key}"]
         if key == "peak_share" and name in _NARROW:
             share = share * self.constants["products.narrow_share"]
+        limited = ""
+        if key == "peak_share" and unit == "matrix" and (clocked := self._clocked()) is not None:
+            share, limited = share * clocked, ", held by its power"
         for_what = "" if name == wanted else f" in place of {wanted}"
         middle = ", the middle of its range" if fact.value is None else ""
-        basis = f"{name} {unit} rate{for_what}{middle}, {self.constants.family} share"
+        basis = f"{name} {unit} rate{for_what}{middle}, {self.constants.family} share{limited}"
         return Rate(peak * share, peak, basis)

@@ -6,16 +6,22 @@ from collections.abc import Sequence
 
 from offramp.chips import Chip
 from offramp.chips.cluster import Cluster
-from offramp.costs import Costs, Operation
+from offramp.costs import Costs, Operation, training
 from offramp.costs.collective import Collective, Links
+from offramp.costs.training import Factors
 from offramp.tape.prices import Price
 
 
 class ClusterPrices:
-    """Prices by the texts of a tape's signatures, in seconds; see `offramp.tape.prices.Prices`."""
+    """Prices by the texts of a tape's signatures, in seconds; see `offramp.tape.prices.Prices`.
 
-    def __init__(self, chip: Chip, cluster: Cluster) -> None:
-        self._costs, self._links = Costs(chip), Links(cluster)
+    They are those of training, by `factors` (None: as `offramp.costs.training` has them).
+    """
+
+    def __init__(self, chip: Chip, cluster: Cluster, factors: Factors | None = None) -> None:
+        found = training.factors() if factors is None else factors
+        self._costs = Costs(chip, factors=found)
+        self._links = Links(cluster, factors=found)
         host = self._costs.host
         self.launch_s, self.view_s = host.operator.value, host.view.value
         self.collective_call_s, self.readback_s = host.collective.value, host.readback.value

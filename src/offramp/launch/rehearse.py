@@ -15,6 +15,7 @@ from typing import Any
 
 from offramp import chips
 from offramp.chips.cluster import Cluster
+from offramp.costs.training import Factors
 from offramp.errors import OfframpError, UsageError
 from offramp.launch.command import AUTOLOAD, Prepared, prepare
 from offramp.launch.launcher import Program
@@ -52,6 +53,7 @@ class Plan:
     cluster_file  where the cluster was read from; empty: it is of one chip of the catalogue
     terms         tokens of a step, steps of the run and the price of a chip, as far as known
     note          what the user should know of the Python that is used
+    factors       of costs in training; None: those of all published runs
     """
 
     chip: chips.Chip
@@ -67,6 +69,7 @@ class Plan:
     cluster_file: str = ""
     terms: Terms = Terms()
     note: str = ""
+    factors: Factors | None = None
 
     @property
     def world(self) -> int:
@@ -200,7 +203,7 @@ def conclude(plan: Plan, tapes: list[Tape], notes: Sequence[Mapping[str, Any]]) 
 
     notes   what each player said beside its tape: steps played, answers declared, refusals
     """
-    prices = PriceList(ClusterPrices(plan.chip, plan.cluster))
+    prices = PriceList(ClusterPrices(plan.chip, plan.cluster, plan.factors))
     rate = plan.chip.matrix_rates.get("bfloat16") or plan.chip.matrix_rates.get("float16")
     peak = rate.value if rate is not None and isinstance(rate.value, int | float) else None
     capacity = plan.chip.memory_bytes

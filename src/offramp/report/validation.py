@@ -26,14 +26,9 @@ def lines(
     counted = [row for row in rows if row.counted]
     times = [row for row in counted if not row.is_memory]
     out = [_line("step", score.summarize(times))]
-    factors = score.unseen_factors(times)
-    if len(factors) > 1:
-        out.append(_line("with one factor", score.summarize(times, factors)))
-        out.append(Line("", "from the medians of all other sources, which never saw the row's own"))
-        out.append(_line("with fitted kinds", score.summarize(score.unseen_fit(times))))
-        found = score.fitted(times)
-        said = ", ".join(f"{kind} {factor:.2f}" for kind, factor in found.items())
-        out.append(Line("", f"fitted without each row's source; on all of them: {said}"))
+    if times:
+        out.append(Line("", "each by factors of training found without its source's runs"))
+        out.append(_line("without factors", score.summarize(score.as_benchmarks_say(times))))
     for label, name in (("source", "source"), ("chip", "chip")):
         for value in sorted({getattr(row, name) for row in times}):
             several = [row for row in times if getattr(row, name) == value]

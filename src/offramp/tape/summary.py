@@ -75,6 +75,12 @@ def summarize(
     }
 
 
+def step_seconds(tapes: Sequence[Tape], prices: Prices | PriceList) -> float:
+    """The mean seconds of a step alone, which `summarize` has as `step_s.mid`."""
+    book = prices if isinstance(prices, PriceList) else PriceList(prices)
+    return _mean_step(find_steps(tapes).bounds(play(tapes, book, keep=False)))
+
+
 def to_json(summary: dict[str, Any]) -> str:
     """The text of a summary: the same for the same tapes and prices."""
     return json.dumps(summary, sort_keys=True, indent=1, allow_nan=False) + "\n"

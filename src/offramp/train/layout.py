@@ -37,7 +37,8 @@ class Layout:
         3, "what dp_shard ranks share: 1 optimizer, 2 gradients, 3 weights", low=1, high=3
     )
     copies: bool = key(
-        False, "with dp_replicate alone: 16-bit copies of weights, made once a step, not at each use"
+        False,
+        "with dp_replicate alone: 16-bit copies of weights, made once a step",
     )
     micro_batch: int = key(8, "sequences that a rank computes at a time", low=1)
     pipeline: str = key("1f1b", "order of the micro-batches in a pipeline", choices=PIPELINES)

@@ -168,7 +168,7 @@ def _layout(read: _Read) -> dict[str, Any]:
         "layout.cp": cp,
         "layout.dp_replicate": 1 if zero else dp,
         "layout.dp_shard": dp if zero else 1,
-        # Nothing shared: weights are cast to 16 bits once a step, as in frameworks with 16-bit copies.
+        # Nothing shared: cast to 16 bits once a step, as where frameworks keep 16-bit copies.
         "layout.zero": zero or 1,
         "layout.sequence_parallel": row.seq_parallel == "y",
     }

@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from offramp.chips.catalogue import DATA
+from offramp.costs import Span, training
+from offramp.costs.training import Factors
 from offramp.launch import rehearse
+from offramp.launch.prices import ClusterPrices
 from offramp.launch.record import write_json
 from offramp.launch.warm import Warm
+from offramp.tape.summary import step_seconds
 from offramp.tape.tape import Tape, write
+from offramp.validate.fit import PRIORS, STEP, Seen
 from offramp.validate.mapping import Case
 
 NOTES = "notes.json"
-STEPS = rehearse.FEWEST_STEPS
+PLAYED_STEPS = rehearse.FEWEST_STEPS
 
 
 @dataclass(frozen=True)
 class Prediction:
     """Seconds of a step with their interval, and the most memory that a chip holds, in bytes.
 
-    `shares` says where the step goes, each part as a share of it.
+    `shares` says where the step goes, each part as a share of it. `plain_s` is the step as
+    benchmarks of its parts alone let expect.
     """
 
     seconds: float
+    plain_s: float
     low: float
     high: float
     allocated_bytes: float
@@ -37,32 +46,78 @@ class Prediction:
     shares: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Played:
+    """A step of so many micro-batches that was played, and what it was played for."""
+
+    plan: rehearse.Plan
+    tapes: list[Tape]
+    notes: list[dict[str, Any]]
+
+    def seconds(self, factors: Factors) -> float:
+        """The step's, without an interval."""
+        prices = ClusterPrices(self.plan.chip, self.plan.cluster, factors)
+        return step_seconds(self.tapes, prices)
+
+    def summary(self, factors: Factors) -> dict[str, Any]:
+        """All that the tapes tell."""
+        plan = replace(self.plan, factors=factors)
+        return rehearse.conclude(plan, self.tapes, self.notes).summary
+
+
 class Predictor:
     """Rehearses cases; tapes of jobs that were played once are kept and priced again.
 
     tapes   a folder for them, one of its own for each job
+    warm    what plays those that are not there; without it there are none
     """
 
-    def __init__(self, tapes: Path, warm: Warm, limit_s: float = 600.0) -> None:
+    def __init__(self, tapes: Path, warm: Warm | None, limit_s: float = 600.0) -> None:
         self._tapes, self._warm, self._limit_s = tapes, warm, limit_s
 
     def of(self, case: Case) -> Prediction:
-        """The prediction. Raises OfframpError where the job cannot be rehearsed."""
-        counts = played_counts(case)
-        found = [self._summary(case, count) for count in counts]
-        return extended(found, counts, case.micro_batches)
+        """The prediction, by factors that the row's source had no part in.
 
-    def _summary(self, case: Case, micro_batches: int) -> dict[str, Any]:
+        Raises OfframpError where the job cannot be rehearsed.
+        """
+        counts = played_counts(case)
+        played = [self.play(case, count) for count in counts]
+        factors = training.factors(unseen=case.row.source_title)
+        found = [one.summary(factors) for one in played]
+        plain = [one.seconds(training.NONE) for one in played]
+        return extended(found, plain, counts, case.micro_batches)
+
+    def seen(self, case: Case, at: Mapping[str, float]) -> Seen | None:
+        """What a fit sees of a case, near the factors `at` (logarithms); None: it is not played."""
+        row, counts = case.row, played_counts(case)
+        kept = [self._kept(case, count) for count in counts]
+        if row.step_s is None or not all((folder / NOTES).exists() for folder in kept):
+            return None
+        played = [self.play(case, count) for count in counts]
+
+        def seconds(more: str = "") -> float:
+            logs = {name: at.get(name, 0.0) + STEP * (name == more) for name in PRIORS}
+            factors = {name: Span.exact(math.exp(log)) for name, log in logs.items()}
+            return on_line([one.seconds(factors) for one in played], counts, case.micro_batches)
+
+        here = seconds()
+        slopes = {name: math.log(seconds(name) / here) / STEP for name in PRIORS}
+        return Seen(row.id, row.source_title, row.step_s, here, slopes)
+
+    def play(self, case: Case, micro_batches: int) -> Played:
+        """The case's step with so many micro-batches, from the folder of tapes or played now."""
+        kept = self._kept(case, micro_batches)
         with tempfile.TemporaryDirectory(prefix="offramp-validate-") as folder:
             plan = _plan(case, micro_batches, Path(folder), self._limit_s)
-            kept = self._tapes / program_of(replace(case, micro_batches=micro_batches))
             if not (kept / NOTES).exists():
                 found = rehearse.execute(plan, warm=self._warm)
                 _keep(found, kept)
-                return found.summary
-            notes = json.loads((kept / NOTES).read_text())["notes"]
-            tapes = [Tape.read(path) for path in sorted(kept.glob("*.tape"))]
-            return rehearse.conclude(plan, tapes, notes).summary
+                return Played(plan, found.tapes, [dict(note) for note in found.notes])
+        notes = json.loads((kept / NOTES).read_text())["notes"]
+        return Played(plan, [Tape.read(path) for path in sorted(kept.glob("*.tape"))], notes)
+
+    def _kept(self, case: Case, micro_batches: int) -> Path:
+        return self._tapes / program_of(replace(case, micro_batches=micro_batches))
 
 
 def played_counts(case: Case) -> tuple[int, ...]:
@@ -76,22 +131,37 @@ def played_counts(case: Case) -> tuple[int, ...]:
     return (case.micro_batches,) if case.micro_batches <= more else (few, more)
 
 
+def on_line(seconds: Sequence[float], counts: Sequence[int], micro_batches: int) -> float:
+    """What one or two played steps of `counts` micro-batches let expect of another number."""
+    last = seconds[-1]
+    if len(counts) == 1:
+        return last
+    further = (micro_batches - counts[1]) / (counts[1] - counts[0])
+    return last + further * (last - seconds[0])
+
+
 def extended(
-    found: list[dict[str, Any]], counts: tuple[int, ...], micro_batches: int
+    found: Sequence[dict[str, Any]],
+    plain: Sequence[float],
+    counts: tuple[int, ...],
+    micro_batches: int,
 ) -> Prediction:
-    """The line through one or two played steps, at the number of micro-batches that is asked."""
+    """The line through one or two played steps, at the number of micro-batches that is asked.
+
+    found, plain   the steps' summaries, and their seconds without factors
+    """
     last = found[-1]
-    times = {name: float(last["step_s"][name]) for name in ("mid", "low", "high")}
-    if len(counts) > 1:
-        further = (micro_batches - counts[1]) / (counts[1] - counts[0])
-        for name in times:
-            times[name] += further * (times[name] - found[0]["step_s"][name])
+    times = {
+        name: on_line([float(one["step_s"][name]) for one in found], counts, micro_batches)
+        for name in ("mid", "low", "high")
+    }
     split, mid = last["split"], last["step_s"]["mid"]
     parts = dict(split["compute_s"])
     parts["communication"] = sum(split["exposed_communication_s"].values())
     parts |= {"bubble": split["bubble_s"], "host": split["host_s"], "idle": split["idle_s"]}
     return Prediction(
         times["mid"],
+        on_line(plain, counts, micro_batches),
         times["low"],
         times["high"],
         last["memory"]["allocated_bytes"],
@@ -131,7 +201,7 @@ def _plan(case: Case, micro_batches: int, folder: Path, limit_s: float) -> rehea
     command = ["offramp", "train", "--model", str(folder)]
     for name, value in keys.items():
         command += ["--set", f"{name}={json.dumps(value)}"]
-    plan = rehearse.plan(command, cluster=str(cluster), steps=STEPS, limit_s=limit_s)
+    plan = rehearse.plan(command, cluster=str(cluster), steps=PLAYED_STEPS, limit_s=limit_s)
     return replace(plan, most_ranks=max(plan.most_ranks, case.job["layout.pp"]))
 
 

@@ -8,18 +8,24 @@ import os
 import random
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from offramp.costs import training
+from offramp.costs.training import Factors
 from offramp.errors import OfframpError, UsageError
 from offramp.launch.warm import Warm
+from offramp.validate.fit import Seen, fitted, logarithms, text, unseen
 from offramp.validate.mapping import Case, UnmappedError, case_of
 from offramp.validate.predict import Prediction, Predictor, played_counts, program_of
 from offramp.validate.rows import Row
 from offramp.validate.score import Scored
+
+ROUNDS = 2
 
 Told = Callable[[str], None]
 
@@ -69,7 +75,8 @@ class Results:
             for at, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
                 try:
                     told = json.loads(line)
-                    self.found[told["id"]] = told
+                    if "error" in told or "plain_s" in told:  # else an earlier version's
+                        self.found[told["id"]] = told
                 except (ValueError, KeyError, TypeError) as error:
                     raise UsageError(f"{path}, line {at}: not a result of validate") from error
 
@@ -113,6 +120,39 @@ def predict_all(cases: Sequence[Case], results: Results, tapes: Path, told: Told
             pool.shutdown(cancel_futures=True)
 
 
+def see_all(cases: Sequence[Case], tapes: Path, at: Factors, told: Told) -> list[Seen]:
+    """What a fit sees of every counted time whose tapes are kept, near the factors `at`."""
+    times = [case for case in cases if not case.unknown and case.row.step_s is not None]
+    look = partial(_see, tapes, logarithms(at))
+    seen: list[Seen] = []
+    with ProcessPoolExecutor() as pool:
+        for number, found in enumerate(pool.map(look, times), 1):
+            told(f"{number} of {len(times)} rows looked at")
+            seen += [found] if found is not None else []
+    return seen
+
+
+def _see(tapes: Path, at: Mapping[str, float], case: Case) -> Seen | None:
+    return Predictor(tapes, None).seen(case, at)
+
+
+def fit(cases: Sequence[Case], tapes: Path, told: Told) -> str:
+    """Fit the factors of training to all counted times that are played; the text of their file.
+
+    Slopes are taken at what is known, and once more at what they lead to. Raises UsageError where
+    nothing is played.
+    """
+    at = training.factors()
+    for _ in range(ROUNDS):
+        seen = see_all(cases, tapes, at, told)
+        if not seen:
+            raise UsageError(f"--fit: {tapes} has no tape of a run that counts; play some first")
+        at = fitted(seen, logarithms(at))
+    sources = len({row.source for row in seen})
+    said = f"{len(seen)} steps of {sources} sources, as offramp validate has them"
+    return text(at, unseen(seen, logarithms(at)), said)
+
+
 def scored(cases: Iterable[Case], results: Results) -> tuple[list[Scored], dict[str, str]]:
     """Measured against predicted, and what kept rows from being rehearsed, by their ids."""
     rows, failed = [], {}
@@ -131,11 +171,11 @@ def _scored(case: Case, found: Prediction) -> Scored:
     row = case.row
     memory = row.memory_bytes
     if memory is not None:
-        size = found.allocated_bytes if row.memory_is_allocated else found.reserved_bytes
-        spans = (memory, size, size, size)
+        plain = found.allocated_bytes if row.memory_is_allocated else found.reserved_bytes
+        spans = (memory, plain, plain, plain)
     else:
         assert row.step_s is not None
-        spans = (row.step_s, found.seconds, found.low, found.high)
+        spans, plain = (row.step_s, found.seconds, found.low, found.high), found.plain_s
     return Scored(
         row.id,
         row.source_title,
@@ -147,5 +187,5 @@ def _scored(case: Case, found: Prediction) -> Scored:
         found.fits,
         not case.unknown,
         case.unknown,
-        found.shares,
+        plain,
     )

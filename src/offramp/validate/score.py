@@ -6,25 +6,13 @@ Errors are relative to the measurement: predicted / measured - 1.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 NEAR = 0.10
-# Kinds of work that a fit tells apart, and the shares that they are made of. A bubble is as long as
-# what is computed, and is told by it.
-KINDS = {
-    "matmul": ("matmul", "bubble"),
-    "attention": ("attention",),
-    "memory": ("memory", "copy"),
-    "communication": ("communication",),
-    "host": ("host", "idle"),
-}
-PRIOR = 0.05
-BOUNDS = (0.5, 3.0)
-SWEEPS = 60
 
 
 @dataclass(frozen=True)
@@ -34,7 +22,7 @@ class Scored:
     counted    whether every input was stated
     job        equal for layouts of one job
     fits       whether the prediction says that it fits; it ran, so it did
-    shares     of the predicted step, by kind of work
+    plain      what costs without the factors of training let expect
     """
 
     id: str
@@ -50,7 +38,7 @@ class Scored:
     fits: bool
     counted: bool
     unknown: tuple[str, ...] = ()
-    shares: Mapping[str, float] = field(default_factory=dict, hash=False)
+    plain: float = 0.0
 
     @property
     def error(self) -> float:
@@ -93,88 +81,33 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def summarize(rows: Iterable[Scored], factors: dict[str, float] | None = None) -> Summary | None:
-    """The summary of rows, predictions multiplied by their source's factor; None without rows."""
+def summarize(rows: Iterable[Scored]) -> Summary | None:
+    """The summary of rows; None without rows."""
     scored = list(rows)
     if not scored:
         return None
-    by = factors or {}
-    ratios = [r.predicted * by.get(r.source, 1.0) / r.measured for r in scored]
-    errors = [abs(ratio - 1) for ratio in ratios]
-    inside = [
-        r.low * by.get(r.source, 1.0) <= r.measured <= r.high * by.get(r.source, 1.0)
-        for r in scored
-    ]
+    errors = [abs(row.error) for row in scored]
     return Summary(
         len(scored),
         median(errors),
         quantile(errors, 0.9),
         sum(error <= NEAR for error in errors) / len(errors),
-        median(ratios),
-        sum(inside) / len(inside),
+        median(row.predicted / row.measured for row in scored),
+        sum(row.low <= row.measured <= row.high for row in scored) / len(scored),
     )
 
 
-def unseen_factors(rows: Iterable[Scored]) -> dict[str, float]:
-    """For each source, the factor that is right in the median of all other sources.
-
-    Every source counts once there, by its own median, however many rows it has. 1 where there is no
-    other source.
-    """
-    of_source: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        of_source[row.source].append(row.measured / row.predicted)
-    middles = {source: median(ratios) for source, ratios in of_source.items()}
-    return {
-        source: median([m for other, m in middles.items() if other != source] or [1.0])
-        for source in middles
-    }
-
-
-def fitted(rows: Sequence[Scored]) -> dict[str, float]:
-    """Factors by kind of work with which rows come out best, in relative least squares.
-
-    Minimizes the sum over rows of w (sum over kinds of f x share x predicted / measured - 1)^2,
-    where the rows of a source weigh as one, plus PRIOR times the sum of (f - 1)^2, so that what
-    rows do not tell stays at 1. Factors are kept within BOUNDS.
-    """
-    kinds = list(KINDS)
-    sizes = Counter(row.source for row in rows)
-    factors = dict.fromkeys(kinds, 1.0)
-    parts = [(1 / sizes[row.source], _parts(row)) for row in rows]
-    for _ in range(SWEEPS):  # each kind in turn, the others held: a convex sum of squares
-        for kind in kinds:
-            above, below = PRIOR, PRIOR
-            for weight, part in parts:
-                rest = sum(factors[k] * part[k] for k in kinds if k != kind)
-                above += weight * part[kind] * (1 - rest)
-                below += weight * part[kind] ** 2
-            factors[kind] = min(max(above / below, BOUNDS[0]), BOUNDS[1])
-    return factors
-
-
-def unseen_fit(rows: Iterable[Scored]) -> list[Scored]:
-    """The rows with predictions corrected by factors that were fitted without their source."""
-    scored = list(rows)
-    corrected = []
-    for source in sorted({row.source for row in scored}):
-        factors = fitted([row for row in scored if row.source != source])
-        corrected += [_corrected(row, factors) for row in scored if row.source == source]
-    return corrected
-
-
-def _parts(row: Scored) -> dict[str, float]:
-    """What each kind takes, over the measured step."""
-    ratio = row.predicted / row.measured
-    return {
-        kind: ratio * sum(row.shares.get(name, 0.0) for name in names)
-        for kind, names in KINDS.items()
-    }
-
-
-def _corrected(row: Scored, factors: Mapping[str, float]) -> Scored:
-    by = sum(factors[kind] * part for kind, part in _parts(row).items()) / sum(_parts(row).values())
-    return replace(row, predicted=row.predicted * by, low=row.low * by, high=row.high * by)
+def as_benchmarks_say(rows: Iterable[Scored]) -> list[Scored]:
+    """The rows with what costs without the factors of training let expect."""
+    return [
+        replace(
+            row,
+            predicted=row.plain,
+            low=row.low * row.plain / row.predicted,
+            high=row.high * row.plain / row.predicted,
+        )
+        for row in rows
+    ]
 
 
 def regret(rows: Iterable[Scored]) -> Regret | None:

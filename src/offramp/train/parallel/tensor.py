@@ -35,7 +35,10 @@ from offramp.train.parallel.experts import experts_of
 from offramp.train.parallel.layers import replace_forward
 
 _SPLIT_OUT = {"q_proj", "k_proj", "v_proj", "q_b_proj", "kv_b_proj", "gate_proj", "up_proj"}
-_SPLIT_OUT |= {"query_key_value", "dense_h_to_4h"}  # GPT-NeoX: heads one after another, each q, k, v
+_SPLIT_OUT |= {
+    "query_key_value",
+    "dense_h_to_4h",
+}  # GPT-NeoX: q, k and v of each head
 _SPLIT_IN = {"o_proj", "down_proj", "dense", "dense_4h_to_h"}
 _WHOLE = {"q_a_proj", "kv_a_proj_with_mqa"}  # multi-head latent attention: small, on every rank
 _SEQUENCE = 1  # the dimension of tokens in hidden states
