@@ -61,7 +61,10 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Nodes of one kind. `host` is the way between chips of a node that `link` does not join."""
+    """Nodes of one kind. `host` is the way between chips of a node that `link` does not join.
+
+    `chip_file`: where the chip was read from; empty: it is the catalogue's.
+    """
 
     chip: str
     count: int
@@ -69,6 +72,7 @@ class Group:
     link: Link
     host: Link
     network: Network
+    chip_file: str = ""
 
     @property
     def chips(self) -> int:

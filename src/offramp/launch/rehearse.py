@@ -120,7 +120,8 @@ def plan(
             raise UsageError("a cluster file has its nodes; expected no --nodes and no --per-node")
         settings["cluster_file"] = os.path.abspath(cluster)
         whole = _of_file(Path(cluster), program)
-        name, found = whole.groups[0].chip, chips.load(whole.groups[0].chip)
+        name = whole.groups[0].chip_file or whole.groups[0].chip
+        found = chips.load(name)
     else:
         found = _chip(chip)
         name = os.path.abspath(chip) if chip.endswith(".toml") else found.name
@@ -154,7 +155,7 @@ def _chip(name: str) -> chips.Chip:
 
 def _of_file(path: Path, program: Program) -> Cluster:
     cluster = Cluster.read(path)
-    names = sorted({group.chip for group in cluster.groups})
+    names = sorted({group.chip_file or group.chip for group in cluster.groups})
     if len(names) > 1:
         raise UsageError(f"{path} mixes {' and '.join(names)}; a rehearsal plays one kind of chip")
     _agree("nodes", program.nodes, sum(group.count for group in cluster.groups), str(path))

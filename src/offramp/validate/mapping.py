@@ -30,6 +30,7 @@ class Case:
     config      of the model, as transformers names it
     job         keys of the job, such as `layout.tp`
     micro_batches   of each data-parallel rank in a step
+    host        what the framework's host takes over the job's that stands for it
     unknown     inputs that the source does not state, or not clearly
     """
 
@@ -42,6 +43,7 @@ class Case:
     job: dict[str, Any]
     micro_batches: int
     unknown: tuple[str, ...] = ()
+    host: float = 1.0
 
     @property
     def nodes(self) -> int:
@@ -73,8 +75,6 @@ class _Read:
             if re.search(rule["match"], word) or (also and re.search(rule["match"], also)):
                 if "refused" in rule:
                     raise UnmappedError(f"{rule['refused']} ({word})")
-                if "memory" in rule and self.row.memory_bytes is not None:
-                    raise UnmappedError(f"memory of {rule['memory']}")
                 return rule["is"]
         if word and not word.startswith("not stated"):
             raise UnmappedError(f"{section} {word!r} is not known")
@@ -129,6 +129,7 @@ def case_of(row: Row) -> Case:
         job,
         batch // (dp * mbs),
         tuple(read.unknown),
+        float(framework.get("host", 1)),
     )
 
 

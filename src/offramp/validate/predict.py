@@ -82,9 +82,10 @@ class Predictor:
         """
         counts = played_counts(case)
         played = [self.play(case, count) for count in counts]
-        factors = training.factors(unseen=case.row.source_title)
+        factors = _with_host(training.factors(unseen=case.row.source_title), case)
+        none = _with_host(training.NONE, case)
         found = [one.summary(factors) for one in played]
-        plain = [one.seconds(training.NONE) for one in played]
+        plain = [one.seconds(none) for one in played]
         return extended(found, plain, counts, case.micro_batches)
 
     def seen(self, case: Case, at: Mapping[str, float]) -> Seen | None:
@@ -98,7 +99,8 @@ class Predictor:
         def seconds(more: str = "") -> float:
             logs = {name: at.get(name, 0.0) + STEP * (name == more) for name in PRIORS}
             factors = {name: Span.exact(math.exp(log)) for name, log in logs.items()}
-            return on_line([one.seconds(factors) for one in played], counts, case.micro_batches)
+            times = [one.seconds(_with_host(factors, case)) for one in played]
+            return on_line(times, counts, case.micro_batches)
 
         here = seconds()
         slopes = {name: math.log(seconds(name) / here) / STEP for name in PRIORS}
@@ -108,7 +110,7 @@ class Predictor:
         """The case's step with so many micro-batches, from the folder of tapes or played now."""
         kept = self._kept(case, micro_batches)
         with tempfile.TemporaryDirectory(prefix="offramp-validate-") as folder:
-            plan = _plan(case, micro_batches, Path(folder), self._limit_s)
+            plan = rehearsal_of(case, micro_batches, Path(folder), self._limit_s)
             if not (kept / NOTES).exists():
                 found = rehearse.execute(plan, warm=self._warm)
                 _keep(found, kept)
@@ -118,6 +120,11 @@ class Predictor:
 
     def _kept(self, case: Case, micro_batches: int) -> Path:
         return self._tapes / program_of(replace(case, micro_batches=micro_batches))
+
+
+def _with_host(factors: Factors, case: Case) -> Factors:
+    """The factors, with what the row's framework takes the host beyond the job for it."""
+    return {**factors, "host": factors.get("host", Span.exact(1)) * case.host}
 
 
 def played_counts(case: Case) -> tuple[int, ...]:
@@ -184,7 +191,8 @@ def _keep(found: rehearse.Rehearsal, folder: Path) -> None:
     write_json(folder / NOTES, {"notes": list(found.notes)})
 
 
-def _plan(case: Case, micro_batches: int, folder: Path, limit_s: float) -> rehearse.Plan:
+def rehearsal_of(case: Case, micro_batches: int, folder: Path, limit_s: float) -> rehearse.Plan:
+    """What is rehearsed for a case, with so many micro-batches; its files are put in `folder`."""
     config = folder / "config.json"
     config.write_text(json.dumps(case.config))
     cluster = folder / "cluster.toml"

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.chips import ChipFileError, load, names
+from offramp.chips.catalogue import DATA
 from offramp.chips.cluster import TOPOLOGIES, Cluster, Link, Network, middle
 from offramp.errors import UnknownNameError, UsageError
 
@@ -147,6 +148,19 @@ def test_a_file_that_is_wrong_says_where(tmp_path: Path, text: str, words: str) 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ChipFileError, match=r"cannot be read \(No such file"):
         Cluster.read(tmp_path / "c.toml")
+
+
+def test_a_chip_file_beside_the_cluster_is_the_chip_of_its_nodes(tmp_path: Path) -> None:
+    """A file of the name of a chip of the catalogue is still that file."""
+    own = (DATA / "nvidia-h100.toml").read_text(encoding="utf-8")
+    own = own.replace("power = { value = 700,", "power = { value = 500,")
+    (tmp_path / "nvidia-h100.toml").write_text(own, encoding="utf-8")
+    text = '[[nodes]]\nchip = "nvidia-h100.toml"\ncount = 1\n'
+    (group,) = Cluster.read(write(tmp_path, text)).groups
+    assert group.chip == "nvidia-h100"
+    assert load(group.chip_file).facts["power"].value == 500
+    (plain,) = Cluster.read(write(tmp_path, text.replace(".toml", ""))).groups
+    assert plain.chip_file == ""
 
 
 def test_ports_are_shared_by_the_chips_of_a_node(tmp_path: Path) -> None:

@@ -12,12 +12,10 @@ from offramp.report import validation
 from offramp.report.lines import plain
 from offramp.validate.score import (
     Scored,
-    fitted,
+    as_benchmarks_say,
     quantile,
     regret,
     summarize,
-    unseen_factors,
-    unseen_fit,
 )
 
 ROW = Scored("a", "s", "chip", "model", ("job",), False, 10.0, 11.0, 9.0, 12.0, True, True)
@@ -41,41 +39,11 @@ def test_the_summary_of_four_rows_counted_by_hand() -> None:
     assert summarize([]) is None
 
 
-def test_a_factor_never_saw_its_own_source() -> None:
-    """Two sources are predicted at half, one at a tenth: its own error does not help it."""
-    rows = [row("a", 10, 5), row("b", 20, 10), row("c", 10, 1), row("c", 20, 2)]
-    factors = unseen_factors(rows)
-    assert factors["c"] == pytest.approx(2.0)
-    assert factors["a"] == pytest.approx((2 + 10) / 2)
-    after = summarize([r for r in rows if r.source == "c"], factors)
-    assert after is not None
-    assert after.ratio == pytest.approx(0.2)
-    assert unseen_factors([row("a", 10, 5)]) == {"a": 1.0}
-
-
-def test_a_fit_finds_the_factors_that_rows_were_made_with() -> None:
-    """Products take 1.5 of what was predicted, memory 0.8; many rows outweigh the prior."""
-    truth = {"matmul": 1.5, "memory": 0.8}
-    rows = []
-    for number in range(200):
-        share = (number % 20 + 0.5) / 20
-        measured = 10 * (truth["matmul"] * share + truth["memory"] * (1 - share))
-        shares = {"matmul": share, "memory": 1 - share}
-        rows.append(row(f"s{number}", measured, 10.0, shares=shares))
-    found = fitted(rows)
-    assert found["matmul"] == pytest.approx(1.5, abs=0.01)
-    assert found["memory"] == pytest.approx(0.8, abs=0.01)
-    assert found["attention"] == 1.0  # nothing is told of it
-    after = summarize(unseen_fit(rows))
-    assert after is not None
-    assert after.ninetieth < 0.01
-
-
-def test_a_fit_that_leaves_a_source_out_does_not_know_it() -> None:
-    only = {"matmul": 1.0}
-    rows = [row("right", 10, 10, shares=only), row("wrong", 20, 10, shares=only)]
-    wrong = next(r for r in unseen_fit(rows) if r.source == "wrong")
-    assert wrong.predicted == pytest.approx(10.0)
+def test_benchmarks_alone_let_expect_what_is_plain() -> None:
+    found = summarize(as_benchmarks_say([row("s", 10, 12, plain=6.0)]))
+    assert found is not None
+    assert found.ratio == pytest.approx(0.6)
+    assert found.inside == 0.0  # from 5.4 to 6.6: the interval goes with it
 
 
 def test_regret_is_how_much_slower_the_chosen_layout_was_measured() -> None:

@@ -11,7 +11,7 @@ import pytest
 from offramp.errors import UsageError
 from offramp.validate import rows, run
 from offramp.validate.mapping import UnmappedError, case_of, rules
-from offramp.validate.predict import extended, played_counts
+from offramp.validate.predict import extended, played_counts, rehearsal_of
 
 PUBLISHED = {row.id: row for file in rows.BUILT_IN for row in rows.read(file)}
 MEGATRON = next(
@@ -167,10 +167,25 @@ def test_a_step_is_extended_along_its_line() -> None:
     case = replace(case_of(MEGATRON), micro_batches=50)
     case.job["layout.pp"] = 4
     assert played_counts(case) == (4, 8)
-    found = extended([_step(11.0), _step(19.0)], (4, 8), 50)
+    found = extended([_step(11.0), _step(19.0)], [5.0, 9.0], (4, 8), 50)
     assert (found.seconds, found.low, found.high) == pytest.approx((103.0, 51.5, 206.0))
+    assert found.plain_s == pytest.approx(51.0)
     assert played_counts(replace(case, micro_batches=8)) == (8,)
-    assert extended([_step(19.0)], (8,), 8).seconds == 19.0
+    assert extended([_step(19.0)], [9.0], (8,), 8).seconds == 19.0
+
+
+def test_a_card_that_differs_is_rehearsed_with_its_own_facts(tmp_path: Path) -> None:
+    """A catalogue's chip of 80 GB and 700 W, of which a source has one of 96 GB and 500 W."""
+    row = next(row for row in PUBLISHED.values() if row.chip.endswith("96g-hbm2e-500w"))
+    plan = rehearsal_of(case_of(replace(row, precision="bf16", mbs=1)), 1, tmp_path, 60.0)
+    assert plan.chip.facts["power"].value == 500
+    assert plan.chip.facts["memory_bandwidth"].value == 2.4e12
+
+
+def test_kernels_by_hand_start_from_python() -> None:
+    assert case_of(MEGATRON).host > 1
+    eager = next(row for row in PUBLISHED.values() if "llm-foundry" in row.framework)
+    assert case_of(eager).host == 1
 
 
 def test_results_are_kept_and_broken_files_named(tmp_path: Path) -> None:

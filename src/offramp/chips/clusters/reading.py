@@ -86,7 +86,7 @@ def _open(path: Path) -> tuple[Table, Context]:
 
 
 def _read_group(row: Table, context: Context) -> Group:
-    chip = _chip(row)
+    chip, chip_file = _chip(row)
     count = _positive(row, "count", "a positive number of nodes")
     given = None
     if "chips_per_node" in row.names():
@@ -101,13 +101,17 @@ def _read_group(row: Table, context: Context) -> Group:
     if "network" in row.names():
         network = _read_network(row.table("network"), context, size)
     row.close(("chip", "count", "chips_per_node", "link", "network"))
-    return Group(chip.name, count, size, link, _host(chip, size), network)
+    return Group(chip.name, count, size, link, _host(chip, size), network, chip_file)
 
 
-def _chip(row: Table) -> Chip:
+def _chip(row: Table) -> tuple[Chip, str]:
+    """The chip, and the absolute path of its file where it has one of its own."""
     name: str = row.take("chip", str)
+    if name.endswith(".toml"):
+        beside = row.path.parent / name
+        name = str((beside if beside.exists() else Path(name)).absolute())
     try:
-        return catalogue.load(name)
+        return catalogue.load(name), name if name.endswith(".toml") else ""
     except UsageError as error:  # an unknown name, or a chip file with an error of its own
         raise row.fail("chip", str(error)) from error
 
