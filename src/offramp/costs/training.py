@@ -116,9 +116,14 @@ def _more(seconds: Range, factor: Span) -> Range:
 
 
 def factors(unseen: str = "") -> Factors:
-    """The factors that hold in training; with `unseen`, those found without that source's runs."""
+    """The factors that hold in training; with `unseen`, those found without that source's runs.
+
+    They move constants with their intervals, and do not widen them: what a constant may be was
+    said already.
+    """
     whole, without = read(DATA)
-    return without.get(unseen, whole)
+    found = without.get(unseen, whole)
+    return {name: Span(s.value, s.value, s.value, s.tier) for name, s in found.items()}
 
 
 @cache
