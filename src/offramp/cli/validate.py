@@ -38,6 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit", metavar="FILE", help="write the factors of training that these runs tell"
     )
+    parser.add_argument(
+        "--kept", action="store_true", help="only rows whose tapes are kept: nothing is played"
+    )
     parser.add_argument("--list", action="store_true", help="say which rows have a job, and stop")
     parser.add_argument("--each", action="store_true", help="show every row, not only the sums")
     parser.add_argument("--json", metavar="FILE", help="write every row and the sums as JSON")
@@ -66,6 +69,8 @@ def execute(arguments: argparse.Namespace) -> int:
                 raise UsageError(f"no row's {kept} has {text!r}")
     cases, left_out = run.cases_of(read)
     cases = run.sampled(cases, arguments.sample)
+    if arguments.kept:
+        cases = run.kept(cases, Path(arguments.tapes))
     if arguments.list:
         _output.show("offramp validate", validation.listed_lines(cases, left_out), sys.stdout)
         return 0

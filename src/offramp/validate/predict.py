@@ -91,8 +91,7 @@ class Predictor:
     def seen(self, case: Case, at: Mapping[str, float]) -> Seen | None:
         """What a fit sees of a case, near the factors `at` (logarithms); None: it is not played."""
         row, counts = case.row, played_counts(case)
-        kept = [self._kept(case, count) for count in counts]
-        if row.step_s is None or not all((folder / NOTES).exists() for folder in kept):
+        if row.step_s is None or not self.has(case):
             return None
         played = [self.play(case, count) for count in counts]
 
@@ -105,6 +104,11 @@ class Predictor:
         here = seconds()
         slopes = {name: math.log(seconds(name) / here) / STEP for name in PRIORS}
         return Seen(row.id, row.source_title, row.step_s, here, slopes)
+
+    def has(self, case: Case) -> bool:
+        """Whether the case need not be played any more."""
+        kept = (self._kept(case, count) for count in played_counts(case))
+        return all((folder / NOTES).exists() for folder in kept)
 
     def play(self, case: Case, micro_batches: int) -> Played:
         """The case's step with so many micro-batches, from the folder of tapes or played now."""

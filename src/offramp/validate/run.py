@@ -62,6 +62,12 @@ def sampled(cases: Sequence[Case], most: int, seed: int = 1) -> list[Case]:
     return chosen
 
 
+def kept(cases: Iterable[Case], tapes: Path) -> list[Case]:
+    """The cases whose tapes are all there."""
+    known = Predictor(tapes, None)
+    return [case for case in cases if known.has(case)]
+
+
 class Results:
     """Predictions by row, one JSON line each, in a file to which each is added when it is made.
 
