@@ -29,6 +29,7 @@ errors."""
 # Short flags: the key of the job file that each one changes.
 FLAGS = {
     "chip": ("chip.name", "NAME", "a chip of the catalogue, 'cpu', or 'here'"),
+    "arith": ("chip.arith", "KEY=VALUE", "change how the chip computes; may be given again"),
     "preset": ("model.preset", "NAME", "the model; see --list-presets"),
     "model": ("model.folder", "FOLDER", "a local Hugging Face folder, to train on"),
     "data": ("data.source", "PATH", "files or folders of text; may be given again"),
@@ -41,6 +42,7 @@ FLAGS = {
     "seed": ("train.seed", "N", "of weights and data order"),
     "out": ("out", "FOLDER", "the run's folder; one that holds this job's run goes on"),
 }
+REPEATED = ("data", "arith")
 STOPPED = 75
 WORKER_VARIABLES = ("RANK", "OFFRAMP_CHIP")
 
@@ -51,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("job", nargs="?", metavar="JOB", help="a job file (TOML)")
     for flag, (_, metavar, text) in FLAGS.items():
-        action = "append" if flag == "data" else "store"
+        action = "append" if flag in REPEATED else "store"
         parser.add_argument(f"--{flag}", metavar=metavar, help=text, action=action)
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change any key of the job"
@@ -115,7 +117,7 @@ def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
     for flag, (key, _, _) in FLAGS.items():
         value = getattr(arguments, flag)
         if value is not None:
-            changes[key] = value if flag == "data" else parse(Job, key, value)
+            changes[key] = value if flag in REPEATED else parse(Job, key, value)
     if "train.steps" in changes and "train.minutes" not in changes:
         changes["train.minutes"] = 0.0
     if "train.minutes" in changes and "train.steps" not in changes:
@@ -133,6 +135,11 @@ def _train(job: Job, folder: RunFolder) -> int:
     if any(name in os.environ for name in WORKER_VARIABLES):
         return _train_here(job, folder)
     host = job.chip.name in ("cpu", "here")
+    if host and job.chip.arith:
+        raise UsageError(
+            f"chip.arith changes a virtual chip, and chip.name is {job.chip.name!r}; give a chip "
+            "of the catalogue, or no --arith"
+        )
     if host and job.layout.world == 1:
         return _train_here(job, folder)
     started_s = time.time()
@@ -178,6 +185,7 @@ def _start(job: Job, folder: RunFolder, *, virtual: bool) -> int:
         chip,
         command,
         memory=job.chip.memory or None,
+        arith=job.chip.arith,
         run_dir=str(folder.launches / name),
         env=env,
     )
