@@ -86,7 +86,7 @@ def test_float64_can_be_refused_and_allowed(tmp_path: Path) -> None:
 
 def test_scaled_products_of_8_bit_numbers(tmp_path: Path) -> None:
     """On a chip that has them: sums of whole numbers in float16 lose what is above 2,048."""
-    program = """
+    program = """import torch
 a = torch.full((16, 64), 8.0).to(torch.float8_e4m3fn).cuda()
 half = torch.tensor(0.5, device="cuda")
 call = dict(scale_a=half, scale_b=half, out_dtype=torch.float32)
