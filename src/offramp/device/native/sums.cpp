@@ -39,15 +39,20 @@ inline float nearest(float value, int drop) {
   return float_of((word & 0x7f800000U) == 0x7f800000U ? word : up);
 }
 
+inline uint32_t picked(bool which, uint32_t yes, uint32_t no) {
+  const uint32_t mask = 0U - static_cast<uint32_t>(which);
+  return (yes & mask) | (no & ~mask);
+}
+
 // A float32 with the values that float16 has: steps of 2^-24 below 2^-14, infinity from 65520.
+// Without a branch, so that the compiler makes vectors of it.
 inline float as_half(float value) {
-  const float size = float_of(word_of(value) & 0x7fffffffU);
-  const uint32_t sign = word_of(value) & 0x80000000U;
-  const float normal = nearest(size, 13);
-  const float tiny = (size + 0.5F) - 0.5F;  // 0.5 has steps of 2^-24
-  const float large = normal > 65504.0F ? float_of(0x7f800000U) : normal;
-  const float kept = size < 0x1p-14F ? tiny : large;
-  return float_of(word_of(size != size ? size : kept) | sign);
+  const uint32_t word = word_of(value), size = word & 0x7fffffffU;
+  const uint32_t normal = (size + 0xfffU + ((size >> 13) & 1U)) & ~0x1fffU;
+  const uint32_t tiny = word_of((float_of(size) + 0.5F) - 0.5F);  // 0.5 has steps of 2^-24
+  const uint32_t large = picked(normal > 0x477fe000U, 0x7f800000U, normal);
+  const uint32_t number = picked(size < 0x38800000U, tiny, large);
+  return float_of(picked(size > 0x7f800000U, size, number) | (word & 0x80000000U));
 }
 
 // sums[i] += a * b[i], each sum in the named format.
