@@ -84,6 +84,7 @@ def execute(arguments: argparse.Namespace) -> int:
         run_folder, job = folder.open_folder(Path(arguments.resume))
         return _train(job, run_folder)
     job = _job(arguments)
+    _check_arithmetic(job)
     if arguments.print_job:
         print(reading.write(job), end="")
         return 0
@@ -130,16 +131,23 @@ def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
     return changes
 
 
+def _check_arithmetic(job: Job) -> None:
+    """Refuse changed arithmetic that cannot be meant, before anything is made of the job."""
+    from offramp.chips.arithmetic import resolve
+
+    if job.chip.arith and job.chip.name in ("cpu", "here"):
+        raise UsageError(
+            f"chip.arith changes a virtual chip, and chip.name is {job.chip.name!r}; give a chip "
+            "of the catalogue, or no --arith"
+        )
+    resolve((), job.chip.arith)
+
+
 def _train(job: Job, folder: RunFolder) -> int:
     """Train here if this process has its chip and its place; else start processes that have."""
     if any(name in os.environ for name in WORKER_VARIABLES):
         return _train_here(job, folder)
     host = job.chip.name in ("cpu", "here")
-    if host and job.chip.arith:
-        raise UsageError(
-            f"chip.arith changes a virtual chip, and chip.name is {job.chip.name!r}; give a chip "
-            "of the catalogue, or no --arith"
-        )
     if host and job.layout.world == 1:
         return _train_here(job, folder)
     started_s = time.time()
