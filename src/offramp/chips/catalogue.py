@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
+from offramp.chips import arithmetic
 from offramp.chips.facts import (
     FORMATS,
     RATE_FORMATS,
@@ -57,7 +58,8 @@ SCALARS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 _TOP_KEYS = (
     *("title", "vendor", "aliases", "sources", "facts", "rates"),
-    *("formats", "missing_ops", "quirks", "presentation", "cluster", "costs"),
+    *("formats", "missing_ops", "arithmetic", "quirks", "presentation", "cluster"),
+    "costs",
 )
 _PRESENTED = ("device_type", "device_name", "collectives")
 _OPTIONAL = ("capability", "visible_env", "smi")
@@ -94,6 +96,7 @@ class Chip:
     quirks: tuple[Quirk, ...]
     presentation: Presentation
     cluster: Cluster = Cluster()
+    arithmetic: tuple[arithmetic.Setting, ...] = ()  # where it is known not to be the host's
     costs_file: Path | None = None  # what `offramp calibrate` measured beside the facts
 
     @property
@@ -139,6 +142,7 @@ class Chip:
             yield from ((section, key, rates[key]) for key in RATE_FORMATS if key in rates)
         yield from (("formats", key, self.formats[key]) for key in FORMATS if key in self.formats)
         yield from (("missing op", key, fact) for key, fact in self.missing_ops.items())
+        yield from (("arithmetic", setting.key, setting.fact) for setting in self.arithmetic)
         yield from (("presentation", key, fact) for key, fact in self.presentation.facts.items())
         yield from (("cluster", key, fact) for key, fact in self.cluster.facts.items())
         yield from (("environment", key, fact) for key, fact in self.cluster.environment.items())
@@ -188,6 +192,7 @@ def read(path: Path) -> Chip:
         quirks=tuple(_read_quirk(row, context) for row in top.tables("quirks")),
         presentation=_read_presentation(top.table("presentation", required=True), context),
         cluster=_read_cluster(top.table("cluster"), context),
+        arithmetic=arithmetic.read(top.table("arithmetic"), context),
         costs_file=_beside(path, top.take("costs", str, "")),
     )
     top.close(_TOP_KEYS)

@@ -114,6 +114,11 @@ def as_data(chip: Chip) -> dict[str, Any]:
         "formats": {key: fact_data(fact) for key, fact in chip.formats.items()},
         "unknown_formats": sorted(chip.unknown_formats),
         "missing_ops": {key: fact_data(fact) for key, fact in chip.missing_ops.items()},
+        "arithmetic": {
+            setting.key: fact_data(setting.fact)
+            | {"when": setting.when, "unless": setting.unless or None}
+            for setting in chip.arithmetic
+        },
         "quirks": [
             {key: getattr(quirk, key) for key in ("name", "what", "effect", "tier", "source")}
             for quirk in chip.quirks

@@ -185,6 +185,10 @@ def _show(chip: Chip) -> None:
             table.add_row(f"formats, {support}", " ".join(dtypes), fact.tier, source)
     for name, fact in chip.missing_ops.items():
         table.add_row(f"missing op {name}", str(fact.value), fact.tier, cite(fact.source))
+    for setting in chip.arithmetic:
+        fact, text = setting.fact, _marked(setting.fact, escape(setting.said))
+        note = cite(fact.source, fact.note)
+        table.add_row(f"arithmetic {setting.key}", text, fact.tier, note)
     table.add_section()
     for name, fact in chip.presentation.facts.items():
         label = _PRESENTED[name]

@@ -24,6 +24,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--memory", metavar="SIZE", help="memory of each chip, such as 2GiB (default: all it has)"
     )
     parser.add_argument(
+        "--arith",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change how the chip computes, such as accumulate=fp16; may be given again",
+    )
+    parser.add_argument(
         "--run-dir", metavar="DIR", help="the run's folder (default: a new one under ./runs)"
     )
     parser.add_argument(
@@ -40,6 +47,7 @@ def execute(arguments: argparse.Namespace) -> int:
         arguments.chip,
         arguments.command,
         memory=arguments.memory,
+        arith=arguments.arith,
         run_dir=arguments.run_dir,
     )
     if plan.prepared.note and not arguments.quiet:

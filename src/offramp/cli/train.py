@@ -29,6 +29,7 @@ errors."""
 # Short flags: the key of the job file that each one changes.
 FLAGS = {
     "chip": ("chip.name", "NAME", "a chip of the catalogue, 'cpu', or 'here'"),
+    "arith": ("chip.arith", "KEY=VALUE", "change how the chip computes; may be given again"),
     "preset": ("model.preset", "NAME", "the model; see --list-presets"),
     "model": ("model.folder", "FOLDER", "a local Hugging Face folder, to train on"),
     "data": ("data.source", "PATH", "files or folders of text; may be given again"),
@@ -41,6 +42,7 @@ FLAGS = {
     "seed": ("train.seed", "N", "of weights and data order"),
     "out": ("out", "FOLDER", "the run's folder; one that holds this job's run goes on"),
 }
+REPEATED = ("data", "arith")
 STOPPED = 75
 WORKER_VARIABLES = ("RANK", "OFFRAMP_CHIP")
 
@@ -51,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("job", nargs="?", metavar="JOB", help="a job file (TOML)")
     for flag, (_, metavar, text) in FLAGS.items():
-        action = "append" if flag == "data" else "store"
+        action = "append" if flag in REPEATED else "store"
         parser.add_argument(f"--{flag}", metavar=metavar, help=text, action=action)
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="change any key of the job"
@@ -82,6 +84,7 @@ def execute(arguments: argparse.Namespace) -> int:
         run_folder, job = folder.open_folder(Path(arguments.resume))
         return _train(job, run_folder)
     job = _job(arguments)
+    _check_arithmetic(job)
     if arguments.print_job:
         print(reading.write(job), end="")
         return 0
@@ -115,7 +118,7 @@ def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
     for flag, (key, _, _) in FLAGS.items():
         value = getattr(arguments, flag)
         if value is not None:
-            changes[key] = value if flag == "data" else parse(Job, key, value)
+            changes[key] = value if flag in REPEATED else parse(Job, key, value)
     if "train.steps" in changes and "train.minutes" not in changes:
         changes["train.minutes"] = 0.0
     if "train.minutes" in changes and "train.steps" not in changes:
@@ -126,6 +129,18 @@ def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"--set {text!r}: expected KEY=VALUE, such as train.batch=16")
         changes[key.strip()] = parse(Job, key.strip(), value.strip())
     return changes
+
+
+def _check_arithmetic(job: Job) -> None:
+    """Refuse changed arithmetic that cannot be meant, before anything is made of the job."""
+    from offramp.chips.arithmetic import resolve
+
+    if job.chip.arith and job.chip.name in ("cpu", "here"):
+        raise UsageError(
+            f"chip.arith changes a virtual chip, and chip.name is {job.chip.name!r}; give a chip "
+            "of the catalogue, or no --arith"
+        )
+    resolve((), job.chip.arith)
 
 
 def _train(job: Job, folder: RunFolder) -> int:
@@ -178,6 +193,7 @@ def _start(job: Job, folder: RunFolder, *, virtual: bool) -> int:
         chip,
         command,
         memory=job.chip.memory or None,
+        arith=job.chip.arith,
         run_dir=str(folder.launches / name),
         env=env,
     )

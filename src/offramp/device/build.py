@@ -32,7 +32,7 @@ FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-w", "-DAT_PER_OPERATOR_
 OPTIMIZE = {"cold": "-O1", "hot": "-O2"}
 # Sources that Python calls, or that serve whole collectives: none of them runs for each operator.
 COLD = (
-    *("bindings", "cover", "spelling", "tape_bindings"),
+    *("bindings", "cover", "spelling", "tape_bindings", "arithmetic_bindings"),
     *("works", "reductions", "group", "collectives", "group_bindings", "mirror"),
 )
 

@@ -10,6 +10,7 @@ import torch
 from torch.utils import backend_registration
 
 from offramp.chips import Chip
+from offramp.chips.arithmetic import Arithmetic, resolve
 from offramp.device import (
     build,
     collectives,
@@ -39,6 +40,7 @@ def open_device(
     *,
     count: int = 1,
     memory_bytes: int | None = None,
+    arithmetic: Arithmetic | None = None,
     announce: Callable[[str], None] = lambda line: None,
 ) -> VirtualDevice:
     """Make this process play `count` chips of one kind. Once per process; it cannot be closed.
@@ -47,6 +49,7 @@ def open_device(
         chip: the catalogue's entry.
         count: how many of them the process sees.
         memory_bytes: memory of each; the chip's own when None.
+        arithmetic: how it computes, where that is not as the host; as its file says when None.
         announce: told, in one line, before something that takes long.
 
     Raises:
@@ -55,8 +58,10 @@ def open_device(
     """
     global _opened
     memory_bytes = chip.memory_bytes if memory_bytes is None else memory_bytes
+    arithmetic = resolve(chip.arithmetic, ()) if arithmetic is None else arithmetic
     if _opened is not None:
-        if (_opened.chip, _opened.count, _opened.memory_bytes) == (chip, count, memory_bytes):
+        asked = (chip, count, memory_bytes, arithmetic)
+        if (_opened.chip, _opened.count, _opened.memory_bytes, _opened.arithmetic) == asked:
             return _opened
         raise UsageError(
             f"this process already plays {_opened.chip.name}; PyTorch keeps a device for the life "
@@ -71,6 +76,24 @@ def open_device(
     if not 1 <= count <= 64:
         raise UsageError(f"a process plays 1 to 64 chips, not {count}")
     core = build.load(announce)
+    _open_core(core, chip, count, memory_bytes)
+    kind = chip.presentation.device_type
+    core.explain_out_of_memory_with(lambda index: holdings.explain(kind, index))
+    threads.install(core)
+    if kind == "cuda":
+        storage.install(kind, core)
+    if "float64" in chip.absent_formats:
+        printing.install()
+    composed.install("CUDA" if kind == "cuda" else "PrivateUse1")
+    shared = sharing.install(kind, core)
+    made = _opened = VirtualDevice(core, chip, count, memory_bytes, shared)
+    made.set_arithmetic(arithmetic)
+    ending.install(lambda: [made.device(index) for index in range(made.count)])
+    return _opened
+
+
+def _open_core(core: ModuleType, chip: Chip, count: int, memory_bytes: int) -> None:
+    """Register the chip in PyTorch's dispatcher, with what it is known to lack."""
     kind = chip.presentation.device_type
     for op_name, fact in chip.missing_ops.items():
         core.declare_missing(_qualified(op_name), str(fact.value))
@@ -83,17 +106,6 @@ def open_device(
     if chip.is_synchronous:
         core.tape_requested_bytes()
     core.refuse_formats(_format_mask(chip.absent_formats, core.scalar_types()))
-    core.explain_out_of_memory_with(lambda index: holdings.explain(kind, index))
-    threads.install(core)
-    if kind == "cuda":
-        storage.install(kind, core)
-    if "float64" in chip.absent_formats:
-        printing.install()
-    composed.install("CUDA" if kind == "cuda" else "PrivateUse1")
-    shared = sharing.install(kind, core)
-    made = _opened = VirtualDevice(core, chip, count, memory_bytes, shared)
-    ending.install(lambda: [made.device(index) for index in range(made.count)])
-    return _opened
 
 
 class VirtualDevice:
@@ -116,6 +128,7 @@ class VirtualDevice:
         self.chip = chip
         self.count = count
         self.memory_bytes = memory_bytes
+        self.arithmetic = Arithmetic()
         self.kind = chip.presentation.device_type
 
     @property
@@ -206,6 +219,19 @@ class VirtualDevice:
         """Operator name to (reason of the last refusal, how many), for those refused."""
         refused: dict[str, tuple[str, int]] = self._core.operators_refused()
         return refused
+
+    def set_arithmetic(self, arithmetic: Arithmetic) -> None:
+        """Compute so from now on; what is not among the settings, as the host does.
+
+        Stochastic rounding begins its numbers again. float64 is decided when the chip is opened.
+        """
+        self._core.set_arithmetic(arithmetic.native())
+        self.arithmetic = arithmetic
+
+    def arithmetic_met(self) -> list[tuple[str, str, bool, int]]:
+        """Setting, operator, whether it was applied there, and how often."""
+        met: list[tuple[str, str, bool, int]] = self._core.arithmetic_met()
+        return met
 
     def formats_used(self) -> Mapping[str, int]:
         """torch dtype name to the number of operators called on it."""

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 CHIP_VARIABLE = "OFFRAMP_CHIP"
 MEMORY_VARIABLE = "OFFRAMP_MEMORY"
+ARITH_VARIABLE = "OFFRAMP_ARITH"  # KEY=VALUE, several with commas between
 
 
 class StopImport(SystemExit):
@@ -36,10 +37,12 @@ def autoload() -> None:
     from offramp.launch.choice import choose
 
     memory = os.environ.get(MEMORY_VARIABLE)
+    arith = os.environ.get(ARITH_VARIABLE)
     try:
-        choice = choose(chip, memory)
+        choice = choose(chip, memory, [part for part in (arith or "").split(",") if part])
     except UsageError as error:
-        given = f"{CHIP_VARIABLE}={chip}" + (f" {MEMORY_VARIABLE}={memory}" if memory else "")
+        others = ((MEMORY_VARIABLE, memory), (ARITH_VARIABLE, arith))
+        given = f"{CHIP_VARIABLE}={chip}" + "".join(f" {n}={v}" for n, v in others if v)
         _stop(f"{given}: {error}", 2)
     try:
         from offramp.launch import player, record

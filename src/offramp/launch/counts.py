@@ -35,6 +35,10 @@ def _of_device(device: VirtualDevice) -> Snapshot:
         "ops": dict(counts),
         "dtypes": formats,
         "missing_ops": missing,
+        "arithmetic": [
+            {"setting": setting, "op": op, "applied": applied, "count": count}
+            for setting, op, applied, count in device.arithmetic_met()
+        ],
         "refused": refused,
         "unknown_formats": sorted(device.chip.unknown_formats & formats.keys()),
     }

@@ -33,7 +33,7 @@ from offramp.launch.schema import RECORDS_FOLDER, SCHEMA, Record, Snapshot
 
 SAVE_EVERY_S = 5.0
 COUNTED = ("ops", "dtypes")
-LISTED = ("names", "refused", "defaults", "compiled", "missing_ops")
+LISTED = ("names", "refused", "defaults", "compiled", "missing_ops", "arithmetic")
 Row = tuple[tuple[str, Any], ...]
 
 

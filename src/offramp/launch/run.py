@@ -38,6 +38,7 @@ def plan(
     command: Sequence[str],
     *,
     memory: str | None = None,
+    arith: Sequence[str] = (),
     run_dir: str | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Plan:
@@ -45,12 +46,13 @@ def plan(
 
     chip      NAME[:COUNT]
     memory    a size such as `2GiB`, for each chip
+    arith     changes of the chip's arithmetic, each KEY=VALUE
     run_dir   the run's folder; by default a new one under `runs`
     env       the environment to start from; by default this process's
 
     Raises UsageError with one line that tells what to give instead.
     """
-    choice = choose(chip, memory)
+    choice = choose(chip, memory, arith)
     prepared = prepare(command, os.environ if env is None else env)
     folder = _chosen_folder(run_dir) if run_dir else _new_folder(Path("runs"), choice.chip.name)
     (folder / RECORDS_FOLDER).mkdir(exist_ok=True)
@@ -59,9 +61,12 @@ def plan(
         "OFFRAMP_RUN_DIR": str(folder.resolve()),
         AUTOLOAD: "1",
     }
-    inherited = {k: v for k, v in prepared.env.items() if k != "OFFRAMP_MEMORY"}
+    own = ("OFFRAMP_MEMORY", "OFFRAMP_ARITH")
+    inherited = {k: v for k, v in prepared.env.items() if k not in own}
     if memory:
         settings["OFFRAMP_MEMORY"] = memory
+    if choice.arithmetic.by_hand:
+        settings["OFFRAMP_ARITH"] = ",".join(choice.arithmetic.by_hand)
     prepared = replace(prepared, env={**inherited, **settings})
     return Plan(choice, tuple(command), prepared, folder)
 
@@ -94,6 +99,7 @@ def execute(plan: Plan) -> Summary:
                 "device_type": chip.presentation.device_type,
                 "count": plan.choice.count,
                 "memory_bytes": plan.choice.memory_bytes,
+                "arithmetic": plan.choice.arithmetic.rows(),
             },
             "started_unix_s": started_unix_s,
             "wall_s": ending.wall_s,

@@ -8,7 +8,10 @@ Both are read by other programs: a change of meaning raises `SCHEMA`.
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
+
+if TYPE_CHECKING:
+    from offramp.chips.arithmetic import Row
 
 SCHEMA = 1
 RECORDS_FOLDER = "processes"
@@ -63,6 +66,15 @@ class MissingOpRow(TypedDict):
     count: int
 
 
+class ArithmeticRow(TypedDict):
+    """A setting of the chip's arithmetic at an operator: applied, or left to the host."""
+
+    setting: str
+    op: str
+    applied: bool
+    count: int
+
+
 class Counts(TypedDict, total=False):
     """What was counted, by one process or by all of a run."""
 
@@ -73,6 +85,7 @@ class Counts(TypedDict, total=False):
     defaults: list[DefaultRow]
     compiled: list[CompiledRow]
     missing_ops: list[MissingOpRow]
+    arithmetic: list[ArithmeticRow]
     unknown_formats: list[str]
 
 
@@ -106,6 +119,7 @@ class ChipRow(TypedDict):
     device_type: str  # what the program calls it: "cuda", "npu", ...
     count: int
     memory_bytes: int
+    arithmetic: NotRequired[list[Row]]  # settings that differ from the host's
 
 
 class ProcessRow(TypedDict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from offramp.device import VirtualDevice, open_device
@@ -21,7 +21,11 @@ class Session:
     def __init__(self, choice: Choice, announce: Callable[[str], None]) -> None:
         self.choice = choice
         self.device: VirtualDevice = open_device(
-            choice.chip, count=choice.count, memory_bytes=choice.memory_bytes, announce=announce
+            choice.chip,
+            count=choice.count,
+            memory_bytes=choice.memory_bytes,
+            arithmetic=choice.arithmetic,
+            announce=announce,
         )
         self.identity: Identity = install(self.device)
 
@@ -46,17 +50,22 @@ class Session:
 
 
 def use(
-    chip: str, *, memory: str | None = None, announce: Callable[[str], None] | None = None
+    chip: str,
+    *,
+    memory: str | None = None,
+    arith: Sequence[str] = (),
+    announce: Callable[[str], None] | None = None,
 ) -> Session:
     """Make this process meet `chip` wherever it asks for CUDA; for notebooks and tests.
 
     Args:
         chip: `NAME` or `NAME:COUNT` from the catalogue, or the path of a chip file.
         memory: size of each chip's memory, such as `"2GiB"`; the chip's own when None.
+        arith: changes of the chip's arithmetic, such as `["accumulate=fp16"]`.
         announce: told, in one line, before the native core is compiled; silent when None.
 
     Raises:
-        UsageError: the name, count or size cannot be meant, or another chip is open already.
+        UsageError: the name, count, size or arithmetic cannot be meant, or another chip is open.
         BuildError: the native core cannot be compiled on this machine.
 
     Examples:
@@ -65,4 +74,4 @@ def use(
         >>> torch.ones(2, device="cuda").device  # doctest: +SKIP
         device(type='cuda', index=0)
     """
-    return Session(choose(chip, memory), announce or (lambda line: None))
+    return Session(choose(chip, memory, arith), announce or (lambda line: None))

@@ -26,6 +26,7 @@ def lines(run: Summary) -> list[Line]:
     return [
         *_chip(run),
         *_outcome(run),
+        *_arithmetic(run),
         *_work(run),
         *_memory(run),
         *_names(run),
@@ -43,6 +44,31 @@ def _chip(run: Summary) -> Iterator[Line]:
     each = " each" if chip["count"] > 1 else ""
     memory = format_bytes(chip["memory_bytes"])
     yield Line("chip", f"{chip['name']} ({chip['title']}), {count} with {memory}{each}")
+
+
+def _arithmetic(run: Summary) -> Iterator[Line]:
+    """Settings that are not the host's arithmetic, and where they met an operator."""
+    label = "arithmetic"
+    for row in run["chip"].get("arithmetic", []):
+        met = [m for m in run.get("arithmetic", []) if m["setting"] == row["key"]]
+        applied = sum(m["count"] for m in met if m["applied"])
+        left = [m for m in met if not m["applied"]]
+        if not (row["by_hand"] or met):
+            continue
+        how = "set by hand" if row["by_hand"] else f"of the chip, {row['tier']}"
+        text = f"{row['key']}={row['value']} ({how}): {_met(row['key'], applied)}"
+        yield Line(label, text, "warn" if row["by_hand"] else "plain")
+        label = ""
+        if left:
+            ops = listed([_bare(m["op"]) for m in left], FEW)
+            calls = plural(sum(m["count"] for m in left), "call")
+            yield Line("", f"{row['key']} is not covered in {ops}: {calls} as the host", "warn")
+
+
+def _met(key: str, applied: int) -> str:
+    if key == "float64":
+        return "see refused and formats"
+    return f"{plural(applied, 'call')} computed so" if applied else "met no operator"
 
 
 def _outcome(run: Summary) -> Iterator[Line]:

@@ -35,6 +35,9 @@ class ChipSection:
         "a chip of the catalogue (virtual), 'cpu', or 'here': the device that PyTorch finds",
     )
     memory: str = key("", "memory of each virtual chip, such as '2GiB' (default: all it has)")
+    arith: tuple[str, ...] = key(
+        (), "changes of a virtual chip's arithmetic, such as 'accumulate=fp16'"
+    )
     per_node: int = key(0, "with --submit: chips of a node; 0: what is known of the chip", low=0)
     resource: str = key(
         "", "with --submit: the chip's resource name in Kubernetes (default: what is known)"

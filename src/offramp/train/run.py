@@ -119,6 +119,7 @@ def _chip_facts(run: Run) -> dict[str, Any]:
         "device": run.world.device.type,
         "count": run.world.size,
         "threads": torch.get_num_threads(),
+        "arithmetic": list(run.job.chip.arith),
     }
 
 
@@ -145,12 +146,14 @@ def _facts(run: Run) -> tuple[tuple[str, str], ...]:
         ),
         ("folder", str(run.folder.path)),
     ]
+    if job.chip.arith:
+        facts.insert(1, ("arithmetic", f"{', '.join(job.chip.arith)}, set by hand"))
     if run.world.size > 1:
         degrees = {
             axis: getattr(job.layout, axis)
             for axis in ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep")
         }
-        facts.insert(4, ("layout", ", ".join(f"{a} {n}" for a, n in degrees.items() if n > 1)))
+        facts.insert(-1, ("layout", ", ".join(f"{a} {n}" for a, n in degrees.items() if n > 1)))
     return tuple(facts)
 
 

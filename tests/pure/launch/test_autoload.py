@@ -24,6 +24,7 @@ class Device:
     operators_refused = lambda self: {
         "aten::fft.out": ("no FFT library", 2), "aten::add.Tensor": ("x1 has no float64", 1)
     }
+    arithmetic_met = lambda self: [("split_k", "aten::mm", True, 3)]
     formats_used = lambda self: {"float32": 9, "float64": 2}
     memory_stats = lambda self, index: {
         "allocated_bytes": {"all": {"peak": 5 + index, "current": 1}},
@@ -31,7 +32,7 @@ class Device:
     }
 class Identity:
     record = lambda self: {"names": [], "refused": [{"name": "b", "reason": "r", "count": 1}]}
-def open_device(chip, *, count, memory_bytes, announce):
+def open_device(chip, *, count, memory_bytes, arithmetic, announce):
     if os.environ.get("REFUSE") == "explained":
         raise OfframpError("no C++ compiler; install g++")
     if os.environ.get("REFUSE") == "defect":
@@ -82,6 +83,8 @@ def test_the_chip_is_opened_and_a_record_left(start: Start, tmp_path: Path) -> N
     assert record["unknown_formats"] == ["float64"]
     missing = {"op": "aten::fft.out", "reason": "no FFT library", "count": 2}
     assert record["missing_ops"] == [missing]
+    met = {"setting": "split_k", "op": "aten::mm", "applied": True, "count": 3}
+    assert record["arithmetic"] == [met]
     assert record["refused"] == [
         {"name": "aten::add.Tensor", "reason": "x1 has no float64", "count": 1},
         {"name": "b", "reason": "r", "count": 1},

@@ -41,6 +41,7 @@ def record(pid: int = 1, **changes: Any) -> dict[str, Any]:
         "defaults": [],
         "compiled": [],
         "missing_ops": [],
+        "arithmetic": [],
         "unknown_formats": [],
     }
     return {**base, **changes}

@@ -27,6 +27,7 @@ namespace py = pybind11;
 
 namespace offramp {
 
+void bind_arithmetic(py::module_& m);   // arithmetic_bindings.cpp
 void bind_collectives(py::module_& m);  // group_bindings.cpp
 void bind_tape(py::module_& m);         // tape_bindings.cpp
 
@@ -184,6 +185,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("COUNTERS") = kCounters;
   m.def("cover_library", &cover_library);
   bind_tape(m);
+  bind_arithmetic(m);
   m.def("bind_collectives", [m]() mutable { bind_collectives(m); });
   m.def("explain_out_of_memory_with", [](py::function explain) {
     auto* kept = new py::function(std::move(explain));  // called until the process ends

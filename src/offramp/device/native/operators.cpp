@@ -8,6 +8,8 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "arithmetic.h"
+
 namespace offramp {
 namespace {
 
@@ -224,6 +226,7 @@ Operator::Operator(const c10::OperatorHandle& handle)
   widens_integers = this->name == "aten::histc";
   is_fused = name.rfind("offramp::", 0) == 0;
   asks_gradient = name == "aten::_sparse_mm_reduce_impl";
+  work = work_of(handle, name);
   host_results = offramp::host_results(name);
 }
 

@@ -21,6 +21,8 @@ class Library;
 
 namespace offramp {
 
+enum class Work : uint8_t;  // arithmetic.h
+
 // What is known of one operator before it is called.
 struct Operator {
   explicit Operator(const c10::OperatorHandle& handle);
@@ -38,6 +40,7 @@ struct Operator {
   bool widens_integers{false};  // and nothing else
   bool is_fused{false};         // stands for a compiler's kernel: shapes only
   bool asks_gradient{false};    // its kernel keeps more when an argument requires a gradient
+  Work work{};                  // what the chip's arithmetic changes of it
   uint32_t host_results{0};     // one bit a result that stays on the CPU
   std::string missing;          // why this chip does not have it; empty when it does
   std::atomic<int64_t> calls{0};

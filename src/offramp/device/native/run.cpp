@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "arithmetic.h"
 #include "declared.h"
 #include "generator.h"
 #include "operators.h"
@@ -261,7 +262,10 @@ void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
     std::optional<SeedScope> seeds;
     if (op.draws_unasked) seeds.emplace(call.index);
     const ChargeScope charge(call.index, op.name.c_str());
-    op.handle.redispatchBoxed(c10::DispatchKeySet(host_key), stack);
+    const bool own = arithmetic().on && host_key == c10::DispatchKey::CPU;
+    if (!own || !compute_as_chip(op, call.index, stack)) {
+      op.handle.redispatchBoxed(c10::DispatchKeySet(host_key), stack);
+    }
     if (rehearsing()) know_results(op, call.written, *stack);
   }
   for (const auto& pair : call.written) follow(pair.tensor, pair.view);
