@@ -44,10 +44,9 @@ def scatter_sum(whole: Tensor, dim: int, group: dist.ProcessGroup) -> Tensor:
     """This rank's part along `dim` of the sum over ranks; gradients are gathered."""
     if torch.compiler.is_compiling():
         return waited(_reduce_scatter_autograd(whole.contiguous(), "sum", dim, group))
-    whole = whole.contiguous()
-    if dim != 0:
-        whole = torch.cat(whole.chunk(dist.get_world_size(group), dim))
-    return _settled(_ScatterSum.apply(whole, group))
+    size = dist.get_world_size(group)
+    # Nothing here holds what is sent: it may be freed before the wait, as PyTorch's own does.
+    return _settled(_ScatterSum.apply(_by_rank(whole.contiguous(), dim, size), group))
 
 
 def sum_backward(same: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -91,6 +90,11 @@ def _scattered(whole: Tensor, group: dist.ProcessGroup) -> Tensor:
     with torch._C._AutoDispatchBelowAutograd():
         out: Tensor = _operators.reduce_scatter_tensor(whole, "sum", size, name)
     return out
+
+
+def _by_rank(whole: Tensor, dim: int, size: int) -> Tensor:
+    """What each rank is to get, one after the other along the first dimension."""
+    return whole if dim == 0 else torch.cat(whole.chunk(size, dim))
 
 
 def _settled(pending: Tensor) -> Tensor:
