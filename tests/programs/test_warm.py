@@ -67,3 +67,14 @@ def test_forks_end_with_their_parent(tmp_path: Path) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("the fork lives on")
+
+
+def test_stages_that_are_known_beforehand_give_what_found_ones_give() -> None:
+    """Byte by byte; a rank that no message leads to is played and then left out."""
+    layout = ("layout.pp=2", "layout.dp_shard=2", "layout.micro_batch=2")
+    words = [*TRAIN, *(word for key in layout for word in ("--set", key))]
+    chip = {"chip": "nvidia-h100", "nodes": 1, "per_node": 4}
+    found = rehearse.execute(rehearse.plan(words, **chip))
+    known = rehearse.execute(rehearse.plan(words, **chip, partners=(0, 1, 2)))
+    assert [rank["rank"] for rank in found.summary["ranks"]] == [0, 2]
+    assert to_json(known.summary) == to_json(found.summary)

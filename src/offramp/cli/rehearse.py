@@ -111,6 +111,7 @@ def planned(arguments: argparse.Namespace) -> Plan:
     """The rehearsal that the arguments ask for. Raises UsageError."""
     from offramp.launch import rehearse
 
+    job = _job(arguments.command)
     return rehearse.plan(
         arguments.command,
         chip=arguments.chip,
@@ -122,7 +123,8 @@ def planned(arguments: argparse.Namespace) -> Plan:
         most_ranks=arguments.most_ranks,
         kept=arguments.mask_keeps,
         leads_time=arguments.clock == "chip",
-        terms=_terms(arguments, _job(arguments.command)),
+        terms=_terms(arguments, job),
+        partners=() if job is None else tuple(job.layout.pipeline_ranks),
     )
 
 

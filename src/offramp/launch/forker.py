@@ -8,6 +8,7 @@ started.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -92,6 +93,8 @@ def main(words: Sequence[str]) -> None:
     connection = socket.socket(fileno=fd)
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # forks look for garbage in what is their own, and share the pages of the rest
     order = _serve(connection)
     if order is None:
         return

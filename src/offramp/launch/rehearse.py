@@ -54,6 +54,8 @@ class Plan:
     terms         tokens of a step, steps of the run and the price of a chip, as far as known
     note          what the user should know of the Python that is used
     factors       of costs in training; None: those of all published runs
+    partners      ranks that are known to exchange messages with rank 0 and with each other; they
+                  are played beside it, others once a tape names them
     """
 
     chip: chips.Chip
@@ -70,6 +72,7 @@ class Plan:
     terms: Terms = Terms()
     note: str = ""
     factors: Factors | None = None
+    partners: tuple[int, ...] = ()
 
     @property
     def world(self) -> int:
@@ -244,22 +247,30 @@ def _play_all(
     def heard(ended: Ended) -> None:
         tapes[ended.key], notes[ended.key] = _read(plan, folder, ended)
 
-    waiting = [0]
+    waiting = sorted({0, *plan.partners})
     with contextlib.ExitStack() as stack:
         while waiting:
-            if plan.program.is_train and warm is None and len(waiting) > 1:
-                warm = stack.enter_context(Warm())
-            start = None if warm is None else warm.start_or_spawn
-            run_all(waiting, prepared, folder, plan.limit_s, heard, start=start)
-            met = {peer for rank in waiting for peer in _peers(tapes[rank])}
-            waiting = sorted(met - set(tapes))
             if len(tapes) + len(waiting) > plan.most_ranks:
                 raise RehearsalError(
                     f"more than {plan.most_ranks} ranks exchange messages with one another; "
                     "raise --most-ranks"
                 )
-    order = sorted(tapes)
+            if plan.program.is_train and warm is None and len(waiting) > 1:
+                warm = stack.enter_context(Warm())
+            start = None if warm is None else warm.start_or_spawn
+            run_all(waiting, prepared, folder, plan.limit_s, heard, start=start)
+            waiting = sorted(_met(tapes) - set(tapes))
+    order = sorted(_met(tapes))
     return [tapes[rank] for rank in order], [notes[rank] for rank in order]
+
+
+def _met(tapes: Mapping[int, Tape]) -> set[int]:
+    """Rank 0, and whom messages lead to from it as far as tapes tell: no other rank counts."""
+    met, new = {0}, {0}
+    while new:
+        new = {peer for rank in new & set(tapes) for peer in _peers(tapes[rank])} - met
+        met |= new
+    return met
 
 
 def _peers(tape: Tape) -> set[int]:

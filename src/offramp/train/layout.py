@@ -85,6 +85,11 @@ class Layout:
         return self.world > self.dp_replicate or self.copies
 
     @property
+    def pipeline_ranks(self) -> range:
+        """The ranks that hold the stages of rank 0's pipeline: its axis is the outermost."""
+        return range(0, self.world, self.world // self.pp)
+
+    @property
     def dp(self) -> int:
         """How many ranks see other data."""
         return self.dp_replicate * self.dp_shard

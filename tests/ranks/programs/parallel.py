@@ -82,6 +82,7 @@ SPECS = (
     "qwen3 cp=2 dp_shard=2",
     "qwen3 cp=2 tp=2",
     "moe dp_shard=4 ep=2",
+    "deepseek dp_shard=4 ep=2 recompute=selective again=1",
     "moe dp_shard=2 tp=2 ep=2",
     "moe dp_replicate=2 dp_shard=2 ep=2",
     "ernie pp=2 dp_shard=2 ep=2",
@@ -258,7 +259,7 @@ def read(spec: str) -> tuple[str, Layout, dict[str, Any]]:
     for key in ("sequence_parallel", "loss_parallel"):
         if key in values:
             values[key] = bool(values[key])
-    rest = ("precision", "compile", "micro", "balance")
+    rest = ("precision", "compile", "micro", "balance", "again")
     more = {key: values.pop(key) for key in rest if key in values}
     return name, Layout(**values, micro_batch=MICRO), more
 
@@ -310,6 +311,10 @@ def step(place: Any, spec: str) -> dict[str, Any]:
     parts = zip(*(t.split(MICRO) for t in vars(whole).values()), strict=True)
     rows = [MicroBatch(*tensors) for tensors in parts][first * micro : (first + 1) * micro]
     evaluated = parallel.total(parallel.evaluate(rows))
+    if more.get("again"):  # as in a later step, when weights have been gathered before
+        parallel.forward_backward(rows, scale_of(whole))
+        for _, parameter in parallel.parameters():
+            parameter.grad = None
     loss = parallel.total(parallel.forward_backward(rows, scale_of(whole)))
     norm = parallel.gradient_norm()
     grads = {}

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from offramp.train.layout import AXES, Layout
 from offramp.train.parallel.context import Context
 from offramp.train.parallel.experts import forward
 from offramp.train.parallel.stages import own_stages, spans
@@ -37,6 +38,13 @@ def test_ranks_hold_every_stage_once(pp: int, stages: int) -> None:
     layout: Any = SimpleNamespace(pp=pp, stages=stages)
     held = [stage for rank in range(pp) for stage in own_stages(layout, rank)]
     assert sorted(held) == list(range(pp * stages))
+
+
+def test_the_first_pipeline_is_that_of_the_mesh() -> None:
+    layout = Layout(pp=3, dp_replicate=2, dp_shard=4, cp=2, tp=2)
+    mesh = torch.arange(layout.world).view([getattr(layout, axis) for axis in AXES])
+    assert list(layout.pipeline_ranks) == mesh[:, 0, 0, 0, 0].tolist()
+    assert list(Layout(dp_shard=4).pipeline_ranks) == [0]
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

@@ -8,11 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 # Selective: the results of these stay, everything else is computed again (as in Korthikanti et al.,
 # arXiv:2205.05198, what is large and cheap goes). Names, for not every build has every operator.
@@ -34,20 +31,20 @@ def prepare(layer: nn.Module, how: str, *, compiled: bool) -> None:
     What is wholly computed again is compiled by itself, a second call of it being all there is to
     it; what keeps some results is one with the rule of what it keeps.
     """
-    steps = [lambda: recompute(layer, how)]
+    steps = [lambda: recompute(layer, how, compiled=compiled)]
     if compiled:
         steps.insert(0 if how == "full" else 1, lambda: compile_layer(layer))
     for step in steps:
         step()
 
 
-def recompute(layer: nn.Module, how: str) -> None:
+def recompute(layer: nn.Module, how: str, *, compiled: bool = False) -> None:
     """Compute the layer's activations again in the backward pass: 'none', 'selective', 'full'."""
     if how == "none":
         return
     inner = layer.forward
     # A compiler that reads this takes a context that is given, and only that.
-    options: dict[str, Any] = {"context_fn": _selective()} if how == "selective" else {}
+    options: dict[str, Any] = {"context_fn": _selective(compiled)} if how == "selective" else {}
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -67,14 +64,30 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     vars(module)["forward"] = forward
 
 
-def _selective() -> Callable[[], Any]:
-    kept = set()
+class _Only(TorchDispatchMode):
+    """Hands on to a mode of selective recomputation the operators whose results stay.
+
+    It expects all that it is handed twice, in one order. Other operators need not come so: FSDP
+    gathers the weights of experts inside a layer where they are not there, which differs from time
+    to time.
+    """
+
+    def __init__(self, inner: Any, kept: list[Any]) -> None:
+        super().__init__()
+        self._inner, self._kept = inner, frozenset(kept)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self._kept:
+            return self._inner.__torch_dispatch__(func, types, args, kwargs)
+        return func(*args, **kwargs)
+
+
+def _selective(compiled: bool) -> Callable[[], Any]:
+    kept = []
     for name in _KEPT:
         packet, _, overload = name.partition(".")
         if hasattr(torch.ops.aten, packet):
-            kept.add(getattr(getattr(torch.ops.aten, packet), overload))
-
-    def policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        return CheckpointPolicy.MUST_SAVE if op in kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-    return partial(create_selective_checkpoint_contexts, policy)
+            kept.append(getattr(getattr(torch.ops.aten, packet), overload))
+    made = partial(create_selective_checkpoint_contexts, kept)
+    return made if compiled else lambda: tuple(_Only(mode, kept) for mode in made())

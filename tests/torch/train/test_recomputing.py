@@ -1,0 +1,96 @@
+"""What a layer computes again, and what stays: gradients as without, products once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from offramp.train.parallel import layers
+
+
+class Counting(TorchDispatchMode):
+    """Counts operators by name, of forward and backward passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Layer(nn.Module):
+    """Two products and a gate; `prepares` is called in each forward pass, as FSDP's hooks are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 32, bias=False), nn.Linear(32, 16, bias=False)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.prepare()
+        return x + self.down(torch.nn.functional.silu(self.up(x)))
+
+    def prepare(self) -> None:
+        """Nothing in the first pass; later other operators, as where weights are not there."""
+        self.calls += 1
+        if self.calls > 1:
+            with torch.no_grad():
+                torch.zeros(self.calls).add_(1).chunk(1)
+
+
+def trained(layer: nn.Module, x: Tensor) -> tuple[list[Tensor], Counter[str]]:
+    with Counting() as counting:
+        layer(x).square().sum().backward()
+    grads = [p.grad for p in layer.parameters()]
+    assert all(grad is not None for grad in grads)
+    return [grad for grad in grads if grad is not None], counting.counts
+
+
+def twins() -> tuple[Layer, Layer]:
+    torch.manual_seed(0)
+    plain, other = Layer(), Layer()
+    other.load_state_dict(plain.state_dict())
+    return plain, other
+
+
+@pytest.mark.parametrize(("how", "again"), [("none", 0), ("selective", 0), ("full", 1)])
+def test_products_are_computed_again_as_the_job_says(how: str, again: int) -> None:
+    """Although a layer does other things beside them when it is called again."""
+    plain, other = twins()
+    layers.prepare(other, how, compiled=False)
+    x = torch.randn(4, 16, requires_grad=True)
+    expected, without = trained(plain, x)
+    found, counts = trained(other, x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    # Without: two forward, two for gradients of weights and two of inputs. The last product of
+    # a layer need not be computed again: nothing waits for its result.
+    assert without["aten.mm.default"] == 6
+    assert counts["aten.mm.default"] == 6 + again
+    assert counts["aten.silu.default"] == (1 if how == "none" else 2)
+
+
+def test_a_layer_that_keeps_products_is_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, examples: Any) -> Any:
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, examples)
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend=backend))
+    monkeypatch.setattr(Layer, "prepare", lambda self: None)
+    plain, other = twins()
+    layers.prepare(other, "selective", compiled=True)
+    x = torch.randn(4, 16, requires_grad=True)
+    for layer in (plain, other):
+        layer(x).square().sum().backward()
+    assert len(graphs) == 1
+    for one, two in zip(plain.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(two.grad, one.grad)
