@@ -1,0 +1,4 @@
+"""Recordings of one program on two chips, compared: is it still the same model?
+
+`launching` starts what is recorded.
+"""
