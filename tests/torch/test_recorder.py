@@ -163,7 +163,7 @@ def test_odd_numbers_are_counted() -> None:
     told = dict(zip(sampling.STATS, stats, strict=True))
     assert told["nonfinite"] == pytest.approx(2 / 6)
     assert told["subnormal"] == pytest.approx(1 / 6)
-    assert told["bf16_grid"] == pytest.approx(4 / 6)  # 1, 0, and the two that are taken as zero
+    assert told["bf16_grid"] == pytest.approx(1 / 3)  # of 1, 1e-40 and 1 + 2^-20
 
 
 def test_noise_is_of_rounding_size_and_repeats(tmp_path: Path) -> None:

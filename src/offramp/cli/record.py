@@ -32,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--most-mib", type=int, default=_recording.MOST_MIB, metavar="N", help="then losses only"
     )
     _recording.configure(parser)
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
 
 
 def execute(arguments: argparse.Namespace) -> int:

@@ -74,7 +74,7 @@ class Recorder:
             optimizers.register_optimizer_step_pre_hook(self._before_step),
             optimizers.register_optimizer_step_post_hook(self._after_step),
         ]
-        self._put_back = surroundings.watch_backward(self._note_loss)
+        self._put_back = surroundings.watch_backward(self._note_loss, self._note_clip)
         self._optimizers_met: dict[int, Any] = {}
         atexit.register(self.close)
 
@@ -353,14 +353,22 @@ class Recorder:
             for chosen in surroundings.alike(gradients):
                 norms = torch._foreach_norm(chosen)
                 self._norms.append(torch.stack(norms).float().norm())
-        if self._rows is not None:
-            for place, parameter in enumerate(parameters):
-                if parameter.grad is None:
-                    continue
-                number = self._weights.get(id(parameter), (None, None))[0]
-                if number is None:
-                    number = self._number(f"parameter.{place}")
-                self._rows.add(parameter.grad, (rows.STEP_GRADIENT, number, 0, 0))
+        self._add_gradients(parameters, rows.STEP_GRADIENT)
+
+    @_guarded
+    def _note_clip(self, parameters: list[Tensor]) -> None:
+        self._add_gradients(parameters, rows.UNCLIPPED)
+
+    def _add_gradients(self, parameters: list[Tensor], what: int) -> None:
+        if self._rows is None:
+            return
+        for place, parameter in enumerate(parameters):
+            if parameter.grad is None:
+                continue
+            number = self._weights.get(id(parameter), (None, None))[0]
+            if number is None:
+                number = self._number(f"parameter.{place}")
+            self._rows.add(parameter.grad, (what, number, 0, 0))
 
     @_guarded
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:

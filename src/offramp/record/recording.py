@@ -130,7 +130,8 @@ def read(path: Path) -> Recording:
             steps.append(_step(head, frame.arrays))
         elif frame.kind == "tensors":
             for key, array in zip(head["keys"], frame.arrays.values(), strict=True):
-                tensors[(int(key[0]), str(key[1]), *(int(k) for k in key[2:5]))] = array  # type: ignore[index]
+                step, name, what, call, place = key
+                tensors[(int(step), str(name), int(what), int(call), int(place))] = array
         elif frame.kind == "note":
             notes.append(str(head["text"]))
         elif frame.kind == "end":

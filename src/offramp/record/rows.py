@@ -10,6 +10,7 @@ GRADIENT = 4  # of a module's input or output, as it came back
 WEIGHT_GRADIENT = 5  # of a parameter, as one backward pass made it
 STEP_GRADIENT = 6  # of a parameter, as the optimizer met it
 UPDATED = 7  # a parameter after the optimizer's step
+UNCLIPPED = 8  # the gradient of a parameter as `clip_grad_norm_` met it
 WORDS = (
     "weight",
     "input",
@@ -19,6 +20,7 @@ WORDS = (
     "weight gradient",
     "gradient at the optimizer",
     "updated weight",
+    "gradient before clipping",
 )
 # Columns of the table `rows`, int64.
 COLUMNS = ("what", "name", "call", "place", "owner", "link", "of", "format", "shape")

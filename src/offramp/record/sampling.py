@@ -112,11 +112,13 @@ def measure(samples: Sequence[np.ndarray], tiny: Sequence[float]) -> tuple[np.nd
 
 
 def _on_bf16_grid(values: np.ndarray) -> np.ndarray:
-    """The share of each row that bfloat16 holds exactly: float32 with the low 16 bits zero."""
+    """The share of each row's numbers but zeros that bfloat16 holds: float32, low 16 bits zero."""
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32)
     low = narrow.view(np.uint32) & np.uint32(0xFFFF)
-    return np.asarray(((low == 0) & (narrow == values)).mean(axis=1))
+    counted = values != 0
+    fits = ((low == 0) & (narrow == values) & counted).sum(axis=1)
+    return np.asarray(fits / np.maximum(counted.sum(axis=1), 1))
 
 
 @functools.lru_cache(maxsize=64)

@@ -14,12 +14,16 @@ from torch import Tensor
 from offramp.record import configuration, sampling
 
 
-def watch_backward(note: Callable[[Any], None]) -> Callable[[], None]:
-    """Have `note` called with what each `backward` begins at; the answer takes it back.
+def watch_backward(
+    note: Callable[[Any], None], note_clip: Callable[[Any], None]
+) -> Callable[[], None]:
+    """Have `note` called with what each `backward` begins at, and `note_clip` with the parameters
+    whose gradients are to be clipped; the answer takes both back.
 
     A scaled loss knows the loss that it was made of, under `_offramp_unscaled`.
     """
     original, original_scale = torch.autograd.backward, torch.amp.GradScaler.scale
+    original_clip = torch.nn.utils.clip_grad_norm_
 
     @functools.wraps(original)
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
@@ -33,13 +37,26 @@ def watch_backward(note: Callable[[Any], None]) -> Callable[[], None]:
             scaled._offramp_unscaled = outputs.detach()  # type: ignore[attr-defined]
         return scaled
 
+    @functools.wraps(original_clip)
+    def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        note_clip(listed)
+        return original_clip(listed, *args, **kwargs)
+
     def put_back() -> None:
+        _set_clip(original_clip)
         torch.autograd.backward = original
         torch.amp.GradScaler.scale = original_scale  # type: ignore[method-assign]
 
+    _set_clip(clip)
     torch.autograd.backward = backward
-    torch.amp.GradScaler.scale = scale  # type: ignore[method-assign]
+    torch.amp.GradScaler.scale = scale  # type: ignore[method-assign, assignment]
     return put_back
+
+
+def _set_clip(function: Any) -> None:
+    torch.nn.utils.clip_grad_norm_ = function
+    torch.nn.utils.clip_grad.clip_grad_norm_ = function
 
 
 def plain(gradient: Tensor) -> list[Tensor]:
