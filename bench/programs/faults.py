@@ -214,101 +214,138 @@ def smoothed(x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(x, y, label_smoothing=0.01)
 
 
+def per_step(fault: Fault, path: str, name: str) -> Fault:
+    """Tell a module how often it is called in a step."""
+    prepare = fault.prepare
+
+    def told(model: nn.Module) -> None:
+        prepare(model)
+        at(model, path).__dict__["_per_step"] = 2 if name == "linear" else 1
+
+    fault.prepare = told
+    return fault
+
+
+def transposed(module: Any, forward: Any, inputs: Any) -> Tensor:
+    if isinstance(module, nn.Conv2d):
+        return F.conv2d(inputs[0], module.weight.transpose(0, 1), module.bias)
+    return F.linear(inputs[0], module.weight.T, module.bias)
+
+
+def rounded(module: Any, forward: Any, inputs: Any) -> Tensor:
+    return F.linear(inputs[0], NarrowGradient.apply(module.weight), module.bias)
+
+
+def unbiased(module: Any, forward: Any, inputs: Any) -> Tensor:
+    x = inputs[0]
+    count = x.numel() // x.shape[1] if isinstance(module, nn.BatchNorm2d) else x.shape[-1]
+    return forward(x) * (1 - 1 / count) ** 0.5
+
+
+def another_activation(module: Any, forward: Any, inputs: Any) -> Tensor:
+    if isinstance(module, nn.ReLU):
+        return F.leaky_relu(*inputs)
+    return F.gelu(inputs[0], approximate="tanh")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The modules of one program that faults are planted in."""
+
+    name: str
+    norm: str
+    square: str  # a layer whose weight is square
+    product: str  # a linear layer
+    first: str  # the first product to run
+    mixer: str  # what has a shift and a scale
+    block: str = "blocks.1"
+    act: str = "blocks.1.act"
+
+
+TARGETS = {
+    "transformer": Targets(
+        "transformer",
+        "blocks.1.between",
+        "blocks.1.attention.k",
+        "blocks.1.down",
+        "blocks.0.attention.q",
+        "blocks.1.attention",
+    ),
+    "convolutional": Targets(
+        "convolutional", "blocks.1.norm", "blocks.1.mix", "head", "stem", "blocks.1"
+    ),
+    "linear": Targets(
+        "linear", "blocks.1.norm", "blocks.1.gate", "blocks.1.down", "stem", "blocks.1"
+    ),
+}
+
+
+def one(title: str, fault: Fault, step: int, *modules: str, precise: bool = False) -> Planted:
+    return Planted(title, fault, (PRECISION,) if precise else (DIFFERENT,), step, modules)
+
+
 def planted(name: str) -> Iterator[Planted]:
     """Every fault for one program, with what is right."""
-    block = "blocks.1"
-    is_images, is_text = name == "convolutional", name == "transformer"
-    norm = {"transformer": f"{block}.between"}.get(name, f"{block}.norm")
-    act = f"{block}.act"
-    square = {"transformer": f"{block}.attention.k", "linear": f"{block}.gate"}.get(
-        name, f"{block}.mix"
-    )
-    product = {"transformer": f"{block}.down", "linear": f"{block}.down"}.get(name, "head")
-    first = {"transformer": "blocks.0.attention.q"}.get(name, "stem")
-    mixer = f"{block}.attention" if is_text else block
-    optimizer, start = ("optimizer",), ("weights",)
-    late = range(LATE, STEPS)
+    t = TARGETS[name]
+    yield from in_modules(t)
+    yield from in_gradients(t)
+    yield from in_updates(t)
+    yield from not_the_chip(t)
 
-    def one(title: str, fault: Fault, step: int, *modules: str, precise: bool = False) -> Planted:
-        return Planted(title, fault, (PRECISION,) if precise else (DIFFERENT,), step, modules)
 
-    def transposed(module: Any, forward: Any, inputs: Any) -> Tensor:
-        if is_images:
-            return F.conv2d(inputs[0], module.weight.transpose(0, 1), module.bias)
-        return F.linear(inputs[0], module.weight.T, module.bias)
-
-    def per_step(fault: Fault, path: str) -> Fault:
-        prepare = fault.prepare
-
-        def told(model: nn.Module) -> None:
-            prepare(model)
-            at(model, path).__dict__["_per_step"] = 2 if name == "linear" else 1
-
-        fault.prepare = told
-        return fault
-
-    def rounded(module: Any, forward: Any, inputs: Any) -> Tensor:
-        return F.linear(inputs[0], NarrowGradient.apply(module.weight), module.bias)
-
-    def unbiased(module: Any, forward: Any, inputs: Any) -> Tensor:
-        count = inputs[0].numel() // inputs[0].shape[1] if is_images else inputs[0].shape[-1]
-        return forward(*inputs) * (1 - 1 / count) ** 0.5
-
-    yield one("TF32 left on", narrow_products(10), 0, first, precise=True)
-    yield one("bf16 products", narrow_products(7), 0, first, precise=True)
+def in_modules(t: Targets) -> Iterator[Planted]:
+    """Faults of the forward pass."""
+    lost = rewire(t.product, lambda m, f, i: f(*i) - m.bias)
+    shift = 1 if t.name == "transformer" else -1
+    yield one("TF32 left on", narrow_products(10), 0, t.first, precise=True)
+    yield one("bf16 products", narrow_products(7), 0, t.first, precise=True)
     yield one(
-        "fp16 accumulation in one layer", rewire(product, narrow_sums), 0, product, precise=True
+        "fp16 accumulation in one layer", rewire(t.product, narrow_sums), 0, t.product, precise=True
     )
-    yield one("wrong epsilon in a norm", setting(norm, "eps", 3e-6), 0, norm)
-    yield one("variance of n - 1 in a norm", rewire(norm, unbiased), 0, norm)
-    yield one("dropout seed off by one", Fault(seed=1), 0, "random numbers")
+    yield one("wrong epsilon in a norm", setting(t.norm, "eps", 3e-6), 0, t.norm)
+    yield one("variance of n - 1 in a norm", rewire(t.norm, unbiased), 0, t.norm)
+    yield one("stale buffer", per_step(rewire(t.act, stale), t.act, t.name), LATE, t.act)
+    old = per_step(rewire(t.product, stale_weight), t.product, t.name)
+    yield one("stale weight", old, LATE, t.product)
+    yield one("transposed weight", rewire(t.square, transposed), 0, t.square)
+    yield one("off-by-one mask", setting(t.mixer, "shift", shift), 0, t.mixer)
+    yield one("wrong attention or gate scale", setting(t.mixer, "scale", 1.001), 0, t.mixer)
+    yield one("way around left out", setting(t.block, "keeps", 0.99), 0, t.block)
+    yield one("bias left out", lost, 0, t.product)
+    yield one("another activation", rewire(t.act, another_activation), 0, t.act)
+    yield one("label smoothing", Fault(loss=smoothed), 0, "loss")
+
+
+def in_gradients(t: Targets) -> Iterator[Planted]:
+    """Faults of the backward pass, and between it and the optimizer."""
+    late, once = range(LATE, STEPS), range(LATE, LATE + 1)
+    wrong = rewire(t.act, lambda m, f, i: f(WrongBackward.apply(i[0])))
+    double = on_gradient(t.product, lambda g: 2 * g, late)
+    flushed = on_gradient(t.square, lambda g: torch.where(g.abs() < 1e-4, 0.0, g), late)
     yield one("missing gradient scale", on_all_gradients(1 / 128), 0)
-    yield one(
-        "SUM for AVG in one collective", on_gradient(product, lambda g: 2 * g, late), LATE, product
-    )
-    yield one("skipped all-reduce on one rank", on_gradient(square, noisy, late), LATE, square)
-    yield one(
-        "NaN in one gradient", on_gradient(square, one_nan, range(LATE, LATE + 1)), LATE, square
-    )
-    yield one("stale buffer", per_step(rewire(act, stale), act), LATE, act)
-    yield one("stale weight", per_step(rewire(product, stale_weight), product), LATE, product)
-    yield one("transposed weight", rewire(square, transposed), 0, square)
-    yield one("off-by-one mask", setting(mixer, "shift", 1 if is_text else -1), 0, mixer)
-    yield one("wrong attention or gate scale", setting(mixer, "scale", 1.001), 0, mixer)
-    yield one("way around left out", setting(block, "keeps", 0.99), 0, block)
-    yield one("two batches swapped", Fault(batches=swapped), LATE, "data", "loss")
-    yield one("other order of data", Fault(batches=lambda b: b[::-1]), 0, "data", "loss")
-    yield one(
-        "bf16 master weights",
-        on_update(lambda n, a, b: b.bfloat16().float()),
-        0,
-        *optimizer,
-        precise=True,
-    )
-    yield one("weight decay lost", on_update(lambda n, a, b: b + 3e-4 * a), 0, *optimizer)
-    yield one("step 1 % too long", on_update(lambda n, a, b: b + 0.01 * (b - a)), 0, *optimizer)
-    yield one("one layer not updated", on_update(lambda n, a, b: a, square), 0, *optimizer)
+    yield one("SUM for AVG in one collective", double, LATE, t.product)
+    yield one("skipped all-reduce on one rank", on_gradient(t.square, noisy, late), LATE, t.square)
+    yield one("NaN in one gradient", on_gradient(t.square, one_nan, once), LATE, t.square)
     yield one("gradients not set to zero", Fault(keeps_gradients=(LATE,)), LATE)
     yield one("no gradient clipping", Fault(clips=False), 0)
-    yield one("bias left out", rewire(product, lambda m, f, i: f(*i) - m.bias), 0, product)
-    yield one(
-        "another activation",
-        rewire(
-            act, lambda m, f, i: F.leaky_relu(*i) if is_images else F.gelu(i[0], approximate="tanh")
-        ),
-        0,
-        act,
-    )
-    yield one(
-        "wrong derivative", rewire(act, lambda m, f, i: f(WrongBackward.apply(i[0]))), 0, act, block
-    )
-    yield Planted("bf16 weight gradient", rewire(product, rounded), (PRECISION,), 0, (product,))
-    yield one(
-        "small gradients flushed",
-        on_gradient(square, lambda g: torch.where(g.abs() < 1e-4, 0.0, g), late),
-        LATE,
-        square,
-    )
-    yield one("label smoothing", Fault(loss=smoothed), 0, "loss")
-    yield one("other initial weights", unlike(square), 0, *start)
-    yield one("another learning rate", Fault(settings={"lr": 3.03e-3}), 0, *optimizer)
+    yield one("wrong derivative", wrong, 0, t.act, t.block)
+    yield one("bf16 weight gradient", rewire(t.product, rounded), 0, t.product, precise=True)
+    yield one("small gradients flushed", flushed, LATE, t.square)
+
+
+def in_updates(t: Targets) -> Iterator[Planted]:
+    """Faults of the optimizer's step."""
+    narrow_master = on_update(lambda n, a, b: b.bfloat16().float())
+    yield one("bf16 master weights", narrow_master, 0, "optimizer", precise=True)
+    yield one("weight decay lost", on_update(lambda n, a, b: b + 3e-4 * a), 0, "optimizer")
+    yield one("step 1 % too long", on_update(lambda n, a, b: b + 0.01 * (b - a)), 0, "optimizer")
+    yield one("one layer not updated", on_update(lambda n, a, b: a, t.square), 0, "optimizer")
+
+
+def not_the_chip(t: Targets) -> Iterator[Planted]:
+    """What people change without knowing."""
+    yield one("dropout seed off by one", Fault(seed=1), 0, "random numbers")
+    yield one("two batches swapped", Fault(batches=swapped), LATE, "data", "loss")
+    yield one("other order of data", Fault(batches=lambda b: b[::-1]), 0, "data", "loss")
+    yield one("other initial weights", unlike(t.square), 0, "weights")
+    yield one("another learning rate", Fault(settings={"lr": 3.03e-3}), 0, "optimizer")

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"of the loss, that is no difference between curves ({MARGIN})",
     )
     parser.add_argument("--keep", metavar="FOLDER", help="keep the recordings that are made")
+    parser.add_argument(
+        "--bisect", action="store_true", help="replay the first module's operators in float64"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the verdict as JSON")
     parser.add_argument("--html", metavar="FILE", help="write the verdict as a page with plots")
     _recording.configure(parser)
@@ -63,6 +67,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from offramp.compare.verdict import SAME
     from offramp.launch.rehearse import check_writable, write_text
     from offramp.report import comparison, comparison_page
+    from offramp.report.lines import Line
 
     _check(arguments)
     if arguments.html:
@@ -72,25 +77,28 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.recordings:
         a, b = map(Path, arguments.recordings)
         found = run.files(a, b, [Path(path) for path in arguments.noise], arguments.margin)
+        operator = run.bisect(found, a, b) if arguments.bisect else ""
     else:
-        found = _record(arguments)
+        found, operator = _record(arguments)
     if arguments.json:
         whole = {
             "names": found.names,
             "devices": found.devices,
             "rank": found.rank,
             "ranks": found.ranks,
+            "operator": operator,
             **found.verdict.data(),
         }
         write_text(Path(arguments.json), json.dumps(whole, indent=1) + "\n")
     if arguments.html:
         write_text(Path(arguments.html), comparison_page.draw(found))
-    _output.show(comparison.title(found), comparison.lines(found), sys.stdout)
+    more = [Line("operator", operator)] if operator else []
+    _output.show(comparison.title(found), [*comparison.lines(found), *more], sys.stdout)
     return 0 if found.verdict.verdict == SAME else 1
 
 
-def _record(arguments: argparse.Namespace) -> Compared:
-    """Record the program on two chips, and with noise on the first."""
+def _record(arguments: argparse.Namespace) -> tuple[Compared, str]:
+    """Record the program on two chips, and with noise on the first; compare; name the operator."""
     from offramp.compare import run
 
     def tell(text: str) -> None:
@@ -105,7 +113,18 @@ def _record(arguments: argparse.Namespace) -> Compared:
         a, b, noisy = run.record(
             part, (first, second), folder, arguments.repeats, tell, arguments.memory
         )
-        return run.files(a, b, noisy, arguments.margin)
+        found = run.files(a, b, noisy, arguments.margin)
+        if not arguments.bisect:
+            return found, ""
+        reason, place = run.not_replayed(found), found.verdict.place
+        if reason or place is None:
+            return found, reason
+        again = replace(part, tensors=place.module, steps=(place.step,))
+        (folder / "operators").mkdir(exist_ok=True)
+        a, b, _ = run.record(
+            again, (first, second), folder / "operators", 0, tell, arguments.memory
+        )
+        return found, run.bisect(found, a, b)
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -76,6 +76,32 @@ def _device(recording: Recording) -> str:
     return f"{device}, virtual" if chip else str(device)
 
 
+def bisect(found: Compared, a: Path, b: Path) -> str:
+    """Which operator of the first module that differs is to blame, in words."""
+    from offramp.compare import replay
+
+    place = found.verdict.place
+    reason = not_replayed(found)
+    if reason or place is None:
+        return reason
+    first, second = (read_ranks(path)[found.rank] for path in (a, b))
+    named = replay.bisect(first, second, place.step, place.module)
+    return f"{named.operator}: {named.text}" if named.operator else named.text
+
+
+def not_replayed(found: Compared) -> str:
+    """Why there is no operator to name; empty: there may be one."""
+    place = found.verdict.place
+    if found.verdict.verdict in (SAME, UNKNOWN) or place is None or not found.verdict.is_chip:
+        return "nothing to replay: no module differs"
+    if place.pass_name != "forward" or place.module in ("", "loss", "data"):
+        return (
+            "nothing is replayed: the first difference is in no module's forward pass, and "
+            "operators are kept of those alone"
+        )
+    return ""
+
+
 def record(
     part: Part,
     chips: tuple[str, str],
@@ -85,6 +111,8 @@ def record(
     memory: str | None = None,
 ) -> tuple[Path, Path, list[Path]]:
     """Record a program on two chips, and `repeats` times on the first with noise.
+
+    folder  gets a.rec, b.rec, noise-1.rec and so on
 
     Raises UsageError, and NotRecordedError where the program left nothing.
     """

@@ -104,6 +104,7 @@ class Recorder:
 
     def _stop(self) -> None:
         self.closed = True
+        self._whole.leave(None)
         for handle in (*self._handles, *self._tensor_hooks):
             handle.remove()
         self._put_back()
@@ -217,12 +218,14 @@ class Recorder:
         for parameter in module._parameters.values():
             if parameter is not None and parameter.requires_grad:
                 self._watch_weight(parameter)
+        self._whole.enter(self._step, module, call)
 
     @_guarded
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if not self._stack or self._stack[-1] is not module or self._is_off():
             return None
         self._stack.pop()
+        self._whole.leave(module)
         moved = None
         if self._perturbs is not None and not module._modules and output is not None:
             output = moved = self._perturbs.output(output)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from offramp.errors import UsageError
-from offramp.record.frames import is_recording, read_frames
+from offramp.record.frames import Frame, is_recording, read_frames
 from offramp.record.rows import COLUMNS
 
 Key = tuple[int, int, int, int, int]  # what, number of the name, call, place, how often met
@@ -74,6 +74,7 @@ class Recording:
     ended    whether the program came to its end
     notes    what the recorder left out, and why
     tensors  whole tensors by (step, name, what, call, place)
+    operators  of the first call of a module, by (step, name)
     """
 
     path: Path
@@ -87,6 +88,7 @@ class Recording:
     ended: bool = False
     notes: tuple[str, ...] = ()
     tensors: Mapping[tuple[int, str, int, int, int], np.ndarray] = field(default_factory=dict)
+    operators: Mapping[tuple[int, str], Frame] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -115,6 +117,7 @@ def read(path: Path) -> Recording:
     weights: dict[str, Mapping[str, Any]] = {}
     optimizers, names, steps, notes = [], list[str](), list[Step](), list[str]()
     tensors: dict[tuple[int, str, int, int, int], np.ndarray] = {}
+    operators: dict[tuple[int, str], Frame] = {}
     ended = False
     for frame in frames:
         head = frame.head
@@ -132,6 +135,8 @@ def read(path: Path) -> Recording:
             for key, array in zip(head["keys"], frame.arrays.values(), strict=True):
                 step, name, what, call, place = key
                 tensors[(int(step), str(name), int(what), int(call), int(place))] = array
+        elif frame.kind == "operators":
+            operators.setdefault((int(head["step"]), str(head["module"])), frame)
         elif frame.kind == "note":
             notes.append(str(head["text"]))
         elif frame.kind == "end":
@@ -150,6 +155,7 @@ def read(path: Path) -> Recording:
         ended,
         tuple(notes),
         tensors,
+        operators,
     )
 
 

@@ -1,4 +1,4 @@
-"""Whole tensors of chosen modules and steps."""
+"""Whole tensors and operators of chosen modules and steps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from offramp.record import rows, sampling
 from offramp.record.frames import Frame
+from offramp.record.operators import OperatorTrace
 from offramp.record.part import Part
 
 
@@ -21,7 +22,26 @@ class Whole:
     def __init__(self, part: Part) -> None:
         self._part = part
         self._names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+        self._tracing: tuple[nn.Module, OperatorTrace] | None = None
+        self._frames: list[Frame] = []
         self._kept: list[tuple[list[int | str], Tensor]] = []
+
+    def enter(self, step: int, module: nn.Module, call: int) -> None:
+        """Follow the operators of a module that was asked for, unless one around it is followed."""
+        name = self._names.get(module)
+        is_asked = name is not None and (not self._part.steps or step in self._part.steps)
+        if is_asked and self._tracing is None:
+            trace = OperatorTrace(step, str(name), call)
+            self._tracing = (module, trace)
+            trace.__enter__()
+
+    def leave(self, module: nn.Module | None) -> None:
+        """The module ends; None: whatever is followed does."""
+        if self._tracing is None or module not in (None, self._tracing[0]):
+            return
+        trace, self._tracing = self._tracing[1], None
+        trace.__exit__(None, None, None)
+        self._frames.append(trace.frame())
 
     def name(self, module: nn.Module, name: str) -> None:
         """Tell the name of a module."""
@@ -45,6 +65,8 @@ class Whole:
 
     def frames(self) -> Iterator[Frame]:
         """What was kept, as frames, each at most a step's; nothing is kept afterwards."""
+        yield from self._frames
+        self._frames = []
         if not self._kept:
             return
         arrays: dict[str, np.ndarray] = {}
