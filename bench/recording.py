@@ -1,7 +1,7 @@
 """What recording costs a training program, at the defaults and with every step in detail.
 
 Time is the process's own on the processor, with one thread, so that a busy machine disturbs little;
-runs are interleaved. Two sizes: modules of 128 numbers, whose steps are short, and of 512.
+runs are interleaved. Two sizes: modules of 128 numbers, whose steps are short, and of 256.
 `python bench/recording.py`
 """
 
@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from offramp.record.part import Part
 from offramp.record.recorder import Recorder
 
-STEPS, ROUNDS = 50, 3
-SHAPES = {"4 layers of 128, 8 x 64": (128, 8, 64), "4 layers of 512, 8 x 64": (512, 8, 64)}
+STEPS, ROUNDS = 100, 3
+SHAPES = {"4 layers of 128, 8 x 64": (128, 8, 64), "4 layers of 256, 8 x 64": (256, 8, 64)}
 WAYS = {"plain": None, "recorded": {}, "every step in detail": {"first": STEPS}}
 
 

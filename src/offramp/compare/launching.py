@@ -11,7 +11,6 @@ from offramp.errors import UsageError
 from offramp.launch import process
 from offramp.launch.choice import choose
 from offramp.launch.command import AUTOLOAD, Prepared, prepare
-from offramp.launch.rehearse import check_writable
 from offramp.record.frames import is_recording
 from offramp.record.part import Part
 
@@ -32,6 +31,8 @@ def plan(part: Part, chip: str | None, memory: str | None = None) -> Plan:
 
     Raises UsageError: no command, an unknown chip, a file that is there and no recording.
     """
+    from offramp.launch.rehearse import check_writable  # imports torch
+
     out = Path(part.out)
     check_writable(out)
     old = [out, *out.parent.glob(f"{out.name}.rank*"), *out.parent.glob(f"{out.name}.process*")]

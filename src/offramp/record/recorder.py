@@ -149,7 +149,8 @@ class Recorder:
                 self._rows.add(tensor, (rows.WEIGHT, number, 0, 0), links=True)
 
     def _end_step(self) -> None:
-        if not (self._begun or self._losses or self._stepped):
+        if not (self._begun or self._losses):
+            self._begin_step()  # an optimizer that only made its state
             return
         assert self._writer is not None
         for handle in self._tensor_hooks:
@@ -222,10 +223,13 @@ class Recorder:
 
     @_guarded
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if not self._stack or self._stack[-1] is not module or self._is_off():
+        if not any(one is module for one in self._stack):
             return None
-        self._stack.pop()
+        while self._stack.pop() is not module:
+            pass  # one that was left without a word
         self._whole.leave(module)
+        if self._is_off():
+            return None
         moved = None
         if self._perturbs is not None and not module._modules and output is not None:
             output = moved = self._perturbs.output(output)
