@@ -22,7 +22,7 @@ ROWS = [
     {"chips"},
     {"costs"},
     {"tape"},
-    {"device", "identity", "audit"},
+    {"device", "identity", "audit", "record"},
     {"launch"},
     {"train", "calibrate", "compare", "plan"},
     {"validate"},
@@ -125,6 +125,12 @@ def test_chip_names_live_in_data_files(path: Path) -> None:
     for chip in (SOURCE / "chips" / "data").glob("*.toml"):
         if chip.stem != "cpu":
             assert chip.stem not in text, f"{chip.stem} is named in code"
+
+
+@pytest.mark.parametrize("name", ["record.recording", "record.part", "compare.run"])
+def test_recordings_are_read_and_judged_without_torch(name: str) -> None:
+    code = f"import sys, offramp.{name}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("path", MODULES, ids=identify)

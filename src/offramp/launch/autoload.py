@@ -14,6 +14,7 @@ from typing import NoReturn
 CHIP_VARIABLE = "OFFRAMP_CHIP"
 MEMORY_VARIABLE = "OFFRAMP_MEMORY"
 ARITH_VARIABLE = "OFFRAMP_ARITH"  # KEY=VALUE, several with commas between
+RECORD_VARIABLE = "OFFRAMP_RECORD"
 
 
 class StopImport(SystemExit):
@@ -25,14 +26,23 @@ class StopImport(SystemExit):
 
 
 def autoload() -> None:
-    """Open the chip named by `OFFRAMP_CHIP`; do nothing, and import nothing, when it is unset.
+    """Open the chip named by `OFFRAMP_CHIP`, and record what `OFFRAMP_RECORD` asks for.
+
+    Does nothing, and imports nothing, when both are unset.
 
     Ends the process with status 2 when the variables cannot be meant, and with status 1 when the
     chip cannot be opened on this machine.
     """
     chip = os.environ.get(CHIP_VARIABLE)
-    if not chip:
-        return
+    if chip:
+        _open(chip)
+    if os.environ.get(RECORD_VARIABLE):
+        from offramp.record import part, recorder
+
+        recorder.begin(part.given(os.environ))
+
+
+def _open(chip: str) -> None:
     from offramp.errors import OfframpError, UsageError
     from offramp.launch.choice import choose
 

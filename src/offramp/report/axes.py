@@ -79,7 +79,7 @@ def bar(name: str, bars: Mapping[str, Any], color: str = "") -> dict[str, Any]:
 
 
 def line(
-    name: str, x: Sequence[float], y: Sequence[float], line: Mapping[str, Any]
+    name: str, x: Sequence[float], y: Sequence[float | None], line: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A trace of a line."""
     return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": dict(line)}

@@ -29,6 +29,10 @@ from offramp.tape.timeline import Timeline, draw_timeline
 from offramp.units import format_bytes, format_flops, format_seconds
 
 MOST_RANKS = 8  # whose lanes are drawn
+NOTE = (
+    "Times, and what rests on them, are of no measurement: each operator and collective has a "
+    "cost with a low and a high end, and an interval has all of them at one end."
+)
 Section = tuple[str, str, str, Figure]  # id, heading, note, figure
 
 
@@ -61,7 +65,7 @@ def draw(summary: Mapping[str, Any], tapes: Sequence[Tape], prices: PriceList) -
         verdict=_verdict(summary),
         tone=lines[0].tone,
         cards="".join(_cards(summary)),
-        sections=_words(lines) + "".join(_html(section) for section in sections),
+        sections=words(lines, NOTE) + "".join(map(section, sections)),
         # "<" ends no script where it is written so.
         figures=json.dumps(drawn, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         library=get_plotlyjs(),
@@ -88,12 +92,12 @@ def _cards(summary: Mapping[str, Any]) -> Iterator[str]:
         yield _card("tokens a second", tokens["per_s"], spending.format_rate, f"{each} a chip")
     if summary["mfu"] is not None:
         peak = format_flops(summary["peak_flops"])
-        yield _plain("MFU", f"{summary['mfu']:.1%}", f"of {peak}: {summary['mfu_convention']}")
+        yield card("MFU", f"{summary['mfu']:.1%}", f"of {peak}: {summary['mfu_convention']}")
     if energy is not None:
         basis = spending.basis(energy)
         yield _card("energy of a step", energy["step_j"], spending.format_energy, basis)
     else:
-        yield _plain("energy", "unknown", "no power of the chip is public")
+        yield card("energy", "unknown", "no power of the chip is public")
     money = summary["money"]
     if money is not None:
 
@@ -108,10 +112,11 @@ def _cards(summary: Mapping[str, Any]) -> Iterator[str]:
 
 def _card(label: str, interval: Mapping[str, float], text: Any, more: str = "") -> str:
     span = f"{text(interval['low'])} to {text(interval['high'])}"
-    return _plain(label, text(interval["mid"]), span, more)
+    return card(label, text(interval["mid"]), span, more)
 
 
-def _plain(label: str, figure: str, *more: str) -> str:
+def card(label: str, figure: str, *more: str) -> str:
+    """A figure that is asked for first, and what it is of."""
     rest = "".join(f'<div class="more">{html.escape(text)}</div>' for text in more if text)
     return (
         f'<div class="card"><span class="label">{html.escape(label)}</span>'
@@ -119,21 +124,18 @@ def _plain(label: str, figure: str, *more: str) -> str:
     )
 
 
-def _words(lines: Sequence[Line]) -> str:
+def words(lines: Sequence[Line], note: str) -> str:
     """The lines of the terminal, which name all that is declared and assumed."""
     rows = "".join(
         f'<dt>{html.escape(line.label)}</dt><dd class="{line.tone}">{html.escape(line.text)}</dd>'
         for line in lines
     )
-    note = (
-        "Times, and what rests on them, are of no measurement: each operator and collective has a "
-        "cost with a low and a high end, and an interval has all of them at one end."
-    )
     return f'<h2>In words</h2><p class="note">{note}</p><dl>{rows}</dl>'
 
 
-def _html(section: Section) -> str:
-    name, heading, note, figure = section
+def section(drawn: Section) -> str:
+    """A heading, a note, and the place of a figure."""
+    name, heading, note, figure = drawn
     place = f'<div id="{name}"></div>' if figure["data"] else "<p>There is none.</p>"
     head = f"<h2>{html.escape(heading)}</h2>"
     return f'{head}<p class="note">{html.escape(note)}</p>{place}\n'

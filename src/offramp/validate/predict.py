@@ -214,7 +214,10 @@ def rehearsal_of(case: Case, micro_batches: int, folder: Path, limit_s: float) -
     for name, value in keys.items():
         command += ["--set", f"{name}={json.dumps(value)}"]
     plan = rehearse.plan(command, cluster=str(cluster), steps=PLAYED_STEPS, limit_s=limit_s)
-    return replace(plan, most_ranks=max(plan.most_ranks, case.job["layout.pp"]))
+    stages = case.job["layout.pp"]
+    apart = case.row.chip_count // stages  # a pipeline's ranks: its axis is the outermost
+    partners = tuple(range(0, case.row.chip_count, apart))
+    return replace(plan, most_ranks=max(plan.most_ranks, stages), partners=partners)
 
 
 def _cluster(case: Case, folder: Path) -> str:

@@ -1,0 +1,43 @@
+"""The options that `record` and `compare` share."""
+
+from __future__ import annotations
+
+import argparse
+
+from offramp.record.part import EVERY, FIRST, MOST_MIB, SAMPLE, Part
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what is recorded."""
+    parser.add_argument(
+        "--every", type=int, default=EVERY, metavar="N", help=f"details each Nth step ({EVERY})"
+    )
+    parser.add_argument(
+        "--first", type=int, default=FIRST, metavar="N", help=f"and of the first N ({FIRST})"
+    )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=SAMPLE,
+        metavar="N",
+        help=f"elements of a tensor that are looked at, 0 for all ({SAMPLE})",
+    )
+    parser.add_argument(
+        "--memory", metavar="SIZE", help="memory of each virtual chip, such as 2GiB"
+    )
+
+
+def part(arguments: argparse.Namespace, out: str, **more: object) -> Part:
+    """What the options ask for. Raises UsageError."""
+    from offramp.errors import UsageError
+
+    least = {"every": 1, "first": 0, "sample": 0}
+    for name, number in least.items():
+        given = getattr(arguments, name)
+        if given < number:
+            raise UsageError(f"--{name} {given}: expected a number of at least {number}")
+    settings = {name: getattr(arguments, name) for name in least}
+    return Part(out=out, command=tuple(arguments.command), **{**settings, **more})
+
+
+__all__ = ["MOST_MIB", "configure", "part"]

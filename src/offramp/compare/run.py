@@ -1,0 +1,138 @@
+"""One comparison: recordings that are there, or made here, judged rank by rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from offramp.compare import launching
+from offramp.compare.judge import judge
+from offramp.compare.verdict import DIFFERENT, PRECISION, SAME, UNKNOWN, Verdict
+from offramp.errors import OfframpError, UsageError
+from offramp.record.part import Part
+from offramp.record.recording import Recording, read_ranks
+
+HERE = "here"  # in place of a chip: what this machine has
+_ORDER = (DIFFERENT, PRECISION, UNKNOWN, SAME)
+
+
+class NotRecordedError(OfframpError):
+    """A program left no recording."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A verdict of all ranks: that of the rank where the runs part first.
+
+    names  of the two recordings; rank: whose verdict it is; ranks: how many were judged
+    """
+
+    verdict: Verdict
+    names: tuple[str, str]
+    devices: tuple[str, str]
+    rank: int
+    ranks: int
+
+
+def files(a: Path, b: Path, noisy: Sequence[Path], margin: float) -> Compared:
+    """Compare two recordings. Raises UsageError where one cannot be read."""
+    first, second = read_ranks(a), read_ranks(b)
+    return judged(first, second, [read_ranks(path) for path in noisy], margin)
+
+
+def judged(
+    first: Sequence[Recording],
+    second: Sequence[Recording],
+    noisy: Sequence[Sequence[Recording]],
+    margin: float,
+) -> Compared:
+    """Compare the recordings of all ranks of two runs."""
+    for one in noisy:
+        if len(one) != len(first):
+            raise UsageError(
+                f"{one[0].path} is of {len(one)} ranks, {first[0].path} of {len(first)}; "
+                "record noise of the first recording's program"
+            )
+    found = []
+    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+        found.append((judge(a, b, [one[place] for one in noisy], margin), a.rank))
+    verdict, rank = min(found, key=lambda f: (_ORDER.index(f[0].verdict), _step(f[0])))
+    if len(first) != len(second):
+        said = f"recordings of {len(first)} and of {len(second)} ranks"
+        verdict = replace(
+            verdict, verdict=UNKNOWN, kind=said, missing=("the same number of ranks",)
+        )
+    names = (str(first[0].path), str(second[0].path))
+    return Compared(verdict, names, (_device(first[0]), _device(second[0])), rank, len(found))
+
+
+def _step(verdict: Verdict) -> int:
+    return verdict.place.step if verdict.place else -1
+
+
+def _device(recording: Recording) -> str:
+    chip, device = recording.config["chip"], recording.config["machine"]["device"]
+    return f"{device}, virtual" if chip else str(device)
+
+
+def bisect(found: Compared, a: Path, b: Path) -> str:
+    """Which operator of the first module that differs is to blame, in words."""
+    from offramp.compare import replay
+
+    place = found.verdict.place
+    reason = not_replayed(found)
+    if reason or place is None:
+        return reason
+    first, second = (read_ranks(path)[found.rank] for path in (a, b))
+    named = replay.bisect(first, second, place.step, place.module)
+    return f"{named.operator}: {named.text}" if named.operator else named.text
+
+
+def not_replayed(found: Compared) -> str:
+    """Why there is no operator to name; empty: there may be one."""
+    place = found.verdict.place
+    if found.verdict.verdict in (SAME, UNKNOWN) or place is None or not found.verdict.is_chip:
+        return "nothing to replay: no module differs"
+    if place.pass_name != "forward" or place.module in ("", "loss", "data"):
+        return (
+            "nothing is replayed: the first difference is in no module's forward pass, and "
+            "operators are kept of those alone"
+        )
+    return ""
+
+
+def record(
+    part: Part,
+    chips: tuple[str, str],
+    folder: Path,
+    repeats: int,
+    tell: Callable[[str], None],
+    memory: str | None = None,
+) -> tuple[Path, Path, list[Path]]:
+    """Record a program on two chips, and `repeats` times on the first with noise.
+
+    folder  gets a.rec, b.rec, noise-1.rec and so on
+
+    Raises UsageError, and NotRecordedError where the program left nothing.
+    """
+    wanted = [("a.rec", chips[0], -1), ("b.rec", chips[1], -1)]
+    wanted += [(f"noise-{seed}.rec", chips[0], seed) for seed in range(1, repeats + 1)]
+    plans = []
+    for name, chip, seed in wanted:
+        one = replace(part, out=str(folder / name), perturb=seed)
+        plans.append(launching.plan(one, None if chip == HERE else chip, memory))
+    paths = [Path(plan.part.out) for plan in plans]
+    for place, plan in enumerate(plans):
+        _, chip, seed = wanted[place]
+        noise = f", with noise {seed}" if seed >= 0 else ""
+        tell(f"recording on {chip}{noise} ({place + 1} of {len(plans)})")
+        status = launching.execute(plan)
+        if not paths[place].exists():
+            raise NotRecordedError(
+                f"the program left no recording on {chip} (exit status {status}); it must train "
+                "with PyTorch's modules, `backward` and an optimizer"
+            )
+        if status:
+            tell(f"the program ended with status {status}; what it recorded is compared")
+    return paths[0], paths[1], paths[2:]

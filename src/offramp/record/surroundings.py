@@ -1,0 +1,94 @@
+"""What the recorder watches outside of modules: `backward`, scaled losses, optimizers, ranks."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.record import configuration, sampling
+
+
+def watch_backward(
+    note: Callable[[Any], None], note_clip: Callable[[Any], None]
+) -> Callable[[], None]:
+    """Have `note` called with what each `backward` begins at, and `note_clip` with the parameters
+    whose gradients are to be clipped; the answer takes both back.
+
+    A scaled loss knows the loss that it was made of, under `_offramp_unscaled`.
+    """
+    original, original_scale = torch.autograd.backward, torch.amp.GradScaler.scale
+    original_clip = torch.nn.utils.clip_grad_norm_
+
+    @functools.wraps(original)
+    def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        note(tensors)
+        return original(tensors, *args, **kwargs)
+
+    @functools.wraps(original_scale)
+    def scale(scaler: Any, outputs: Any) -> Any:
+        scaled = original_scale(scaler, outputs)
+        if isinstance(scaled, Tensor) and scaled is not outputs:
+            scaled._offramp_unscaled = outputs.detach()  # type: ignore[attr-defined]
+        return scaled
+
+    @functools.wraps(original_clip)
+    def clip(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        listed = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        note_clip(listed)
+        return original_clip(listed, *args, **kwargs)
+
+    def put_back() -> None:
+        _set_clip(original_clip)
+        torch.autograd.backward = original
+        torch.amp.GradScaler.scale = original_scale  # type: ignore[method-assign]
+
+    _set_clip(clip)
+    torch.autograd.backward = backward
+    torch.amp.GradScaler.scale = scale  # type: ignore[method-assign, assignment]
+    return put_back
+
+
+def _set_clip(function: Any) -> None:
+    torch.nn.utils.clip_grad_norm_ = function
+    torch.nn.utils.clip_grad.clip_grad_norm_ = function
+
+
+def plain(gradient: Tensor) -> list[Tensor]:
+    """A gradient's own elements, in a list: empty where there are none."""
+    local = sampling.plain(gradient)
+    return [] if local is None else [local]
+
+
+def alike(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """The tensors by device and format."""
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return list(groups.values())
+
+
+def settings(optimizer: Any) -> dict[str, Any]:
+    """The numbers of the optimizer's groups that a schedule changes; groups alike stand once."""
+    told = configuration.optimizer(optimizer)
+    unique: list[Any] = []
+    for group in told["groups"]:
+        if group not in unique:
+            unique.append(group)
+    return {"class": told["class"], "groups": unique}
+
+
+def place() -> tuple[int, int]:
+    """The rank of this process and how many there are, as its launcher or process group says."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_rank()), int(distributed.get_world_size())
+    rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if rank.isdecimal() and world.isdecimal():
+        return int(rank), int(world)
+    return 0, 1
