@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from offramp.errors import UsageError
 from offramp.launch import process
 from offramp.launch.choice import choose
 from offramp.launch.command import AUTOLOAD, Prepared, prepare
+from offramp.launch.launcher import Program
 from offramp.record.frames import is_recording
 from offramp.record.part import Part
 
@@ -23,11 +25,14 @@ class Plan:
     prepared: Prepared
 
 
-def plan(part: Part, chip: str | None, memory: str | None = None) -> Plan:
+def plan(
+    part: Part, chip: str | None, memory: str | None = None, folder: Path | None = None
+) -> Plan:
     """Check what can be checked, and make room for the file: an older recording is removed.
 
-    part   with the command in it
-    chip   NAME[:COUNT] of a virtual chip; None: the device that the program finds here
+    part    with the command in it
+    chip    NAME[:COUNT] of a virtual chip; None: the device that the program finds here
+    folder  of a run of `offramp train` of its own; None: the one that the command names
 
     Raises UsageError: no command, an unknown chip, a file that is there and no recording.
     """
@@ -39,10 +44,12 @@ def plan(part: Part, chip: str | None, memory: str | None = None) -> Plan:
     for path in old:
         if path.exists() and not is_recording(path):
             raise UsageError(f"{path} is there and is no recording; choose another --out")
-    choice = choose(chip, memory) if chip else None
     if not part.command:
         raise UsageError("no command given; expected: offramp record --out FILE -- COMMAND...")
-    prepared = prepare(part.command, os.environ)
+    training = _training(part.command)
+    choice = choose(chip, memory) if chip and training is None else None
+    command = part.command if training is None else _told(training, chip, memory, folder)
+    prepared = prepare(command, os.environ)
     part = replace(part, out=str(out.resolve()), variables=variables())
     settings = {**part.env(), AUTOLOAD: "1"}
     if choice is not None:
@@ -52,6 +59,27 @@ def plan(part: Part, chip: str | None, memory: str | None = None) -> Plan:
     for path in old:
         path.unlink(missing_ok=True)
     return Plan(part, replace(prepared, env={**prepared.env, **settings}))
+
+
+def _training(command: Sequence[str]) -> Program | None:
+    """The command as `offramp train`, which opens its chip itself; None: it is another."""
+    try:
+        program = Program.of(command)
+    except UsageError:  # a launcher that starts other programs
+        return None
+    return program if program.is_train else None
+
+
+def _told(
+    training: Program, chip: str | None, memory: str | None, folder: Path | None
+) -> tuple[str, ...]:
+    """`offramp train` told its chip, memory and run folder; what comes later goes before."""
+    words = list(training.given if folder is None else training.command(folder))
+    if chip:
+        words += ["--chip", chip]
+    if memory:
+        words += ["--set", f"chip.memory={memory}"]
+    return tuple(words)
 
 
 def execute(plan: Plan) -> int:

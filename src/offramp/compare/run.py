@@ -121,7 +121,8 @@ def record(
     plans = []
     for name, chip, seed in wanted:
         one = replace(part, out=str(folder / name), perturb=seed)
-        plans.append(launching.plan(one, None if chip == HERE else chip, memory))
+        run = folder / f"{name}-run"  # of `offramp train`: each its own
+        plans.append(launching.plan(one, None if chip == HERE else chip, memory, run))
     paths = [Path(plan.part.out) for plan in plans]
     for place, plan in enumerate(plans):
         _, chip, seed = wanted[place]
