@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -86,12 +86,12 @@ def execute(arguments: argparse.Namespace) -> int:
     for path in filter(None, (arguments.json, arguments.trace, arguments.html)):
         rehearse.check_writable(Path(path))
     if arguments.vary:
-        with _ended_by_signals(), telling() as tell:
+        with _ended_by_signals(), _output.telling() as tell:
             return _fitting.vary(arguments, planned, tell)
     plan = planned(arguments)
     if plan.note:
         print(f"offramp: {plan.note}", file=sys.stderr)
-    with _ended_by_signals(), telling() as tell:
+    with _ended_by_signals(), _output.telling() as tell:
         found = rehearse.execute(plan, tell)
         more = _fitting.ways_out(arguments, planned, plan, found, tell)
         if arguments.html:
@@ -191,19 +191,3 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def telling() -> Iterator[Callable[[str], None]]:
-    """A live line with the time on a terminal, plain lines elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda text: print(f"offramp: {text}", file=sys.stderr, flush=True)
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True, highlight=False)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as live:
-        task = live.add_task("starting", total=None)
-        yield lambda text: live.update(task, description=text)

@@ -33,7 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--tapes", default=TAPES, metavar="FOLDER", help=f"what was played ({TAPES})"
     )
     parser.add_argument(
-        "--reprice", action="store_true", help="forget results, and price the kept tapes again"
+        "--reprice",
+        action="store_true",
+        help="price these rows' kept tapes again",
     )
     parser.add_argument(
         "--fit", metavar="FILE", help="write the factors of training that these runs tell"
@@ -49,7 +51,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(arguments: argparse.Namespace) -> int:
     """Rehearse and compare; 0 where anything could be compared, else 1."""
     from offramp.cli import _output
-    from offramp.cli.rehearse import telling
     from offramp.errors import UsageError
     from offramp.launch.rehearse import check_writable, write_text
     from offramp.report import validation
@@ -74,10 +75,10 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.list:
         _output.show("offramp validate", validation.listed_lines(cases, left_out), sys.stdout)
         return 0
-    if arguments.reprice:
-        Path(arguments.out).unlink(missing_ok=True)
     results = run.Results(Path(arguments.out))
-    with telling() as tell:
+    if arguments.reprice:
+        results.forget(cases)
+    with _output.telling() as tell:
         run.predict_all(cases, results, Path(arguments.tapes), tell)
         if arguments.fit:
             write_text(Path(arguments.fit), run.fit(cases, Path(arguments.tapes), tell))

@@ -18,6 +18,7 @@ from typing import Any
 from offramp.costs import training
 from offramp.costs.training import Factors
 from offramp.errors import OfframpError, UsageError
+from offramp.launch.rehearse import write_text
 from offramp.launch.warm import Warm
 from offramp.validate.fit import Seen, fitted, logarithms, text, unseen
 from offramp.validate.mapping import Case, UnmappedError, case_of
@@ -92,6 +93,14 @@ class Results:
             self.found[row.id] = {"id": row.id, **told}
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self.found[row.id]) + "\n")
+
+    def forget(self, cases: Iterable[Case]) -> None:
+        """Drop what was found for these cases, in memory and in the file; others stay."""
+        with self._lock:
+            for case in cases:
+                self.found.pop(case.row.id, None)
+            text = "".join(json.dumps(told) + "\n" for told in self.found.values())
+            write_text(self._path, text)
 
 
 def predict_all(cases: Sequence[Case], results: Results, tapes: Path, told: Told) -> None:

@@ -193,6 +193,13 @@ def test_results_are_kept_and_broken_files_named(tmp_path: Path) -> None:
     run.Results(path).add(MEGATRON, error="no")
     assert run.Results(path).found == {MEGATRON.id: {"id": MEGATRON.id, "error": "no"}}
     assert run.scored([case_of(MEGATRON)], run.Results(path)) == ([], {MEGATRON.id: "no"})
+    other = replace(MEGATRON, id="other")
+    results = run.Results(path)
+    results.add(other, error="neither")
+    results.forget([case_of(MEGATRON)])
+    assert (
+        run.Results(path).found == results.found == {"other": {"id": "other", "error": "neither"}}
+    )
     path.write_text("{")
     with pytest.raises(UsageError, match="line 1: not a result"):
         run.Results(path)
