@@ -106,15 +106,20 @@ def case_of(row: Row) -> Case:
     recompute = read.by_rule("recompute", row.recompute, "none")
     if recompute == "core" and attention != "fused":
         raise UnmappedError("recompute of attention alone, without a fused kernel")
+    precision, _, eight = read.by_rule("precision", row.precision, "bf16").partition(" and ")
+    if eight and layout["layout.tp"] > 1:
+        raise UnmappedError(f"8-bit products under tensor parallelism ({row.precision})")
     job = layout | {
         "layout.micro_batch": mbs,
         "layout.recompute": "none" if recompute == "core" else recompute,
-        "train.precision": read.by_rule("precision", row.precision, "bf16"),
+        "train.precision": precision,
         "train.compile": framework["kernels"] == "fused",
         "model.attention": attention,
         "data.sequence": read.number("seq_len"),
         "train.loss_chunk": mbs * read.number("seq_len"),
     }
+    if eight:
+        job["train.fp8"] = True
     config = _config(read, pads=bool(framework.get("pads")), tp=layout["layout.tp"])
     network = _network(read)
     if row.confidence == "low":

@@ -182,6 +182,14 @@ def test_a_card_that_differs_is_rehearsed_with_its_own_facts(tmp_path: Path) -> 
     assert plan.chip.facts["memory_bandwidth"].value == 2.4e12
 
 
+def test_eight_bit_products_of_one_scale_a_tensor_are_trained() -> None:
+    row = PUBLISHED["torchtitan-003"]
+    case = case_of(row)
+    assert (case.job["train.precision"], case.job["train.fp8"]) == ("bf16", True)
+    with pytest.raises(UnmappedError, match="under tensor parallelism"):
+        case_of(PUBLISHED["torchtitan-011"])
+
+
 def test_kernels_by_hand_start_from_python() -> None:
     assert case_of(MEGATRON).host > 1
     eager = next(row for row in PUBLISHED.values() if "llm-foundry" in row.framework)
