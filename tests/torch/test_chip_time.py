@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from offramp.chips import load
-from offramp.costs import Costs, Operation
+from offramp.costs import Costs, Operation, training
 from offramp.launch.player import Part
 
 PROGRAM = """
@@ -58,14 +58,14 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
 
 
 def test_events_are_apart_by_what_the_chip_takes_between_them(read: list[float]) -> None:
-    costs = Costs(load("nvidia-h100"))
+    costs = Costs(load("nvidia-h100"), factors=training.factors())
     product = costs.of(Operation.parse(json.dumps(PRODUCT))).seconds
     first = costs.host.operator.value  # the stream was idle until the first launch
     assert read[0] == pytest.approx(first + 10 * product, rel=1e-9)
 
 
 def test_a_wait_takes_what_the_host_is_ahead_of(read: list[float]) -> None:
-    ahead = 10 * Costs(load("nvidia-h100")).host.operator.value
+    ahead = 10 * Costs(load("nvidia-h100"), factors=training.factors()).host.operator.value
     assert read[1] == pytest.approx(read[0] - ahead, abs=5e-6)  # looks at the clock take 1 us
 
 

@@ -39,8 +39,6 @@ Product read(const Operator& op, const Named& given) {
   made.a = given.tensor(batched ? "batch1" : "mat1");
   made.b = given.tensor(batched ? "batch2" : "mat2");
   made.added = given.tensor("self");
-  made.alpha = given.number("alpha");
-  made.beta = given.number("beta");
   if (op.writes[0]) made.out = made.added;
   return made;
 }
@@ -170,6 +168,8 @@ bool compute_product(Operator& op, int index, c10::Stack* stack) {
   }
   Product made = read(op, given);
   if (!fits(made, scaled)) return false;
+  made.alpha = given.number("alpha");  // real, as the matrices are
+  made.beta = given.number("beta");
   const auto* asked = given.find("out_dtype");
   const auto type = asked != nullptr ? asked->toScalarType() : made.a.scalar_type();
   if (is_float8(type) || (made.out.defined() && made.out.scalar_type() != type)) return false;
