@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from offramp.train import fp8
 from offramp.train.parallel import layers
 
 
@@ -74,6 +75,19 @@ def test_products_are_computed_again_as_the_job_says(how: str, again: int) -> No
     assert without["aten.mm.default"] == 6
     assert counts["aten.mm.default"] == 6 + again
     assert counts["aten.silu.default"] == (1 if how == "none" else 2)
+
+
+def test_products_of_8_bits_stay_as_others_do() -> None:
+    x = torch.randn(16, 16, requires_grad=True)
+    counted = []
+    for how in ("none", "selective", "full"):
+        layer = Layer()
+        assert fp8.convert(layer, tokens=16) == 2
+        layers.prepare(layer, how, compiled=False)
+        counted.append(trained(layer, x)[1]["aten._scaled_mm.default"])
+    none, selective, full = counted
+    assert none == selective == 6  # two linear layers: forward, and two gradients each
+    assert full > none
 
 
 def test_a_layer_that_keeps_products_is_compiled_whole(monkeypatch: pytest.MonkeyPatch) -> None:

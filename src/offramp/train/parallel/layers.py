@@ -17,6 +17,7 @@ _KEPT = (
     "mm.default",
     "addmm.default",
     "bmm.default",
+    "_scaled_mm.default",
     "_scaled_dot_product_flash_attention_for_cpu.default",
     "_scaled_dot_product_flash_attention.default",
     "_scaled_dot_product_efficient_attention.default",
