@@ -23,3 +23,12 @@ def chip() -> Iterator[Any]:
 
     with offramp.use("zhenwu-810e:2") as session:
         yield session.device
+
+
+@pytest.fixture
+def arith(chip: Any) -> Iterator[Any]:
+    """Sets the chip's arithmetic by hand, by texts KEY=VALUE, until the end of the test."""
+    from offramp.chips.arithmetic import resolve
+
+    yield lambda *texts: chip.set_arithmetic(resolve((), texts))
+    chip.set_arithmetic(resolve((), ()))

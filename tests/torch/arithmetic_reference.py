@@ -1,11 +1,20 @@
-"""What docs/arithmetic.md defines, in numpy: formats by their bits, sums one step at a time."""
+"""What docs/arithmetic.md defines, in numpy: formats by their bits, sums one step at a time.
+
+And the way of numpy's numbers to the chip and back.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Floats = npt.NDArray[np.float32]
+Set = Callable[..., Any]  # what the fixture `arith` gives
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 SPECIAL = 0x7F800000
 
 
@@ -106,3 +115,15 @@ def exponential(x: Floats, ulp: int) -> Floats:
     moved = words.astype(np.uint32).view(np.float32)
     edge = (right < 2.0**-126) | np.isinf(right) | (moved < 2.0**-126) | ~np.isfinite(moved)
     return np.where(edge | (x == 0), right, moved).astype(np.float32)
+
+
+def normal(*shape: int, seed: int = 3) -> Any:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def on_chip(array: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.from_numpy(array).to("cuda").to(dtype)
+
+
+def back(tensor: torch.Tensor) -> Any:
+    return tensor.detach().float().cpu().numpy()

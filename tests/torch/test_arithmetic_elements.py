@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from arithmetic_reference import as_bfloat16, exponential, keep_bits, stochastic, summed
+from arithmetic_reference import (
+    HALVES,
+    Set,
+    as_bfloat16,
+    back,
+    exponential,
+    keep_bits,
+    normal,
+    on_chip,
+    stochastic,
+    summed,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
 from offramp.chips.arithmetic import resolve
-
-Set = Callable[..., Any]
-HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-@pytest.fixture
-def arith(chip: Any) -> Iterator[Set]:
-    """Sets the chip's arithmetic by hand until the end of the test."""
-    yield lambda *texts: chip.set_arithmetic(resolve((), texts))
-    chip.set_arithmetic(resolve((), ()))
-
-
-def normal(*shape: int, seed: int = 3) -> Any:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def on_chip(array: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.from_numpy(array).to("cuda").to(dtype)
-
-
-def back(tensor: torch.Tensor) -> Any:
-    return tensor.detach().float().cpu().numpy()
 
 
 @pytest.mark.parametrize("form", ["fp16", "bf16"])
