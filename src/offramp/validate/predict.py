@@ -21,6 +21,7 @@ from offramp.launch.record import write_json
 from offramp.launch.warm import Warm
 from offramp.tape.summary import step_seconds
 from offramp.tape.tape import Tape, write
+from offramp.train.layout import Layout
 from offramp.validate.fit import PRIORS, STEP, Seen
 from offramp.validate.mapping import Case
 
@@ -214,10 +215,9 @@ def rehearsal_of(case: Case, micro_batches: int, folder: Path, limit_s: float) -
     for name, value in keys.items():
         command += ["--set", f"{name}={json.dumps(value)}"]
     plan = rehearse.plan(command, cluster=str(cluster), steps=PLAYED_STEPS, limit_s=limit_s)
-    stages = case.job["layout.pp"]
-    apart = case.row.chip_count // stages  # a pipeline's ranks: its axis is the outermost
-    partners = tuple(range(0, case.row.chip_count, apart))
-    return replace(plan, most_ranks=max(plan.most_ranks, stages), partners=partners)
+    keys = {name.partition(".")[2]: case.job[name] for name in case.job if "layout." in name}
+    partners = tuple(Layout(**keys).pipeline_ranks)
+    return replace(plan, most_ranks=max(plan.most_ranks, len(partners)), partners=partners)
 
 
 def _cluster(case: Case, folder: Path) -> str:
