@@ -123,6 +123,11 @@ class Cluster:
     def world_size(self) -> int:
         return sum(group.chips for group in self.groups)
 
+    @property
+    def node_count(self) -> int:
+        """Nodes of all groups."""
+        return sum(group.count for group in self.groups)
+
     @cached_property
     def _first_ranks(self) -> list[int]:
         """The first rank of each group."""
@@ -140,6 +145,11 @@ class Cluster:
         """The number of the node that holds `rank`, over all groups. Raises UsageError."""
         index, offset = self._locate(rank)
         return self._first_nodes[index] + offset // self.groups[index].chips_per_node
+
+    def local_rank(self, rank: int) -> int:
+        """The place of `rank` in its node. Raises UsageError."""
+        index, offset = self._locate(rank)
+        return offset % self.groups[index].chips_per_node
 
     def path(self, one: int, other: int) -> Link | Network | None:
         """What data crosses from rank to rank; None when they are the same. Raises UsageError."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from offramp.chips.cluster import Cluster
 from offramp.errors import UsageError
 
 _TORCHRUN = "torch.distributed.run"
@@ -73,15 +74,15 @@ class Program:
             return list(self.own)
         return [*self.own[: verb + 1], *_without_out(self.own[verb + 1 :]), "--out", str(scratch)]
 
-    def env(self, rank: int, world: int, local_world: int) -> dict[str, str]:
+    def env(self, rank: int, cluster: Cluster) -> dict[str, str]:
         """The variables by which a rank knows its place, as torchrun sets them."""
         return {
             "RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "LOCAL_RANK": str(rank % local_world),
-            "LOCAL_WORLD_SIZE": str(local_world),
-            "GROUP_RANK": str(rank // local_world),
-            "GROUP_WORLD_SIZE": str(-(-world // local_world)),
+            "WORLD_SIZE": str(cluster.world_size),
+            "LOCAL_RANK": str(cluster.local_rank(rank)),
+            "LOCAL_WORLD_SIZE": str(cluster.group_of(rank).chips_per_node),
+            "GROUP_RANK": str(cluster.node_of(rank)),
+            "GROUP_WORLD_SIZE": str(cluster.node_count),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": "29500",
             "TORCHELASTIC_RUN_ID": "rehearsal",

@@ -10,6 +10,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from offramp.chips.cluster import Cluster
 from offramp.costs.training import Factors
 from offramp.errors import OfframpError, UsageError
 from offramp.launch.command import AUTOLOAD, Prepared, prepare
+from offramp.launch.fleet import Fleet
 from offramp.launch.launcher import Program
 from offramp.launch.player import Part
 from offramp.launch.playing import Ended, run_all
@@ -25,7 +27,7 @@ from offramp.launch.prices import ClusterPrices
 from offramp.launch.spending import Terms, spend
 from offramp.launch.warm import Warm
 from offramp.tape.play import play
-from offramp.tape.prices import PriceList, parse_call
+from offramp.tape.prices import PriceList, RankPrices, parse_call
 from offramp.tape.summary import summarize
 from offramp.tape.tape import Tape
 from offramp.tape.trace import write_trace
@@ -43,6 +45,7 @@ class RehearsalError(OfframpError):
 class Plan:
     """A rehearsal whose every part has been checked.
 
+    chip          of rank 0, and of every other where the cluster is not mixed
     chip_name     as `OFFRAMP_CHIP` takes it: in the catalogue, or the path of a chip file
     sets_ranks    whether a process is told its place, as a launcher does
     steps         optimizer steps to play, the first of them to warm up
@@ -82,6 +85,12 @@ class Plan:
     def per_node(self) -> int:
         return self.cluster.groups[0].chips_per_node
 
+    @cached_property
+    def fleet(self) -> Fleet:
+        """Which rank has which chip."""
+        whole = Fleet.of(self.cluster)
+        return whole if whole.is_mixed else Fleet.plain(self.chip, self.chip_name, self.cluster)
+
 
 @dataclass(frozen=True)
 class Rehearsal:
@@ -112,7 +121,7 @@ def plan(
     """Check everything that can be checked before the command starts. Raises UsageError.
 
     chip, nodes, per_node   a cluster of one kind; without the latter two and a launcher, one chip
-    cluster                 or the path of a cluster file
+    cluster                 or the path of a cluster file, which may mix kinds
     """
     program = Program.of(command)
     if bool(chip) == bool(cluster):
@@ -158,10 +167,7 @@ def _chip(name: str) -> chips.Chip:
 
 def _of_file(path: Path, program: Program) -> Cluster:
     cluster = Cluster.read(path)
-    names = sorted({group.chip_file or group.chip for group in cluster.groups})
-    if len(names) > 1:
-        raise UsageError(f"{path} mixes {' and '.join(names)}; a rehearsal plays one kind of chip")
-    _agree("nodes", program.nodes, sum(group.count for group in cluster.groups), str(path))
+    _agree("nodes", program.nodes, cluster.node_count, str(path))
     for group in cluster.groups:
         _agree("processes a node", program.per_node, group.chips_per_node, str(path))
     return cluster
@@ -203,26 +209,38 @@ def execute(
 
 
 def conclude(plan: Plan, tapes: list[Tape], notes: Sequence[Mapping[str, Any]]) -> Rehearsal:
-    """What tapes that are there already tell, at the prices of the plan's chip and cluster.
+    """What tapes that are there already tell, at the prices of the plan's chips and cluster.
 
     notes   what each player said beside its tape: steps played, answers declared, refusals
     """
-    prices = PriceList(ClusterPrices(plan.chip, plan.cluster, plan.factors))
-    rate = plan.chip.matrix_rates.get("bfloat16") or plan.chip.matrix_rates.get("float16")
-    peak = rate.value if rate is not None and isinstance(rate.value, int | float) else None
-    capacity = plan.chip.memory_bytes
-    summary = summarize(tapes, prices, peak_flops=peak, capacity_bytes=capacity)
+    fleet, ranks = plan.fleet, [tape.rank for tape in tapes]
+    prices = _prices(plan, ranks)
+    summary = summarize(
+        tapes,
+        prices,
+        peak_flops=fleet.peak_flops(),
+        capacity_bytes={rank: fleet.kind(rank).chip.memory_bytes for rank in ranks},
+        stands_for=fleet.stands_for(ranks),
+    )
     _add_sizes(summary, tapes)
-    summary |= spend(summary["step_s"], plan.world, plan.chip, plan.terms)
+    summary |= spend(summary["step_s"], plan.world, fleet.power(), plan.terms)
     summary["command"] = list(plan.program.given)
     summary["cluster"] = plan.cluster.title
     summary["declared"] = _added([note["declared"] for note in notes])
     refused = {name: said for note in notes for name, said in note.get("refused", {}).items()}
     summary["refused"] = {name: refused[name]["reason"] for name in sorted(refused)}
     summary["steps_played"] = notes[0]["steps"]
-    missing = int(summary["memory"]["allocated_bytes"]) - capacity
+    memory = summary["memory"]
+    missing = int(memory["allocated_bytes"]) - int(memory["capacity_bytes"])
     summary["fits"], summary["shortfall_bytes"] = missing <= 0, max(0, missing)
     return Rehearsal(summary, tapes, notes, prices)
+
+
+def _prices(plan: Plan, ranks: Sequence[int]) -> PriceList:
+    """What calls of the ranks cost, each on the chip that it has."""
+    fleet, whole = plan.fleet, plan.cluster
+    lists = [PriceList(ClusterPrices(kind.chip, whole, plan.factors)) for kind in fleet.kinds]
+    return RankPrices({rank: lists[fleet.place(rank)] for rank in ranks})
 
 
 def _add_sizes(summary: dict[str, Any], tapes: Sequence[Tape]) -> None:
@@ -236,7 +254,10 @@ def _add_sizes(summary: dict[str, Any], tapes: Sequence[Tape]) -> None:
 def _play_all(
     plan: Plan, folder: Path, told: Callable[[str], None], warm: Warm | None
 ) -> tuple[list[Tape], list[dict[str, Any]]]:
-    """Rank 0, then every rank that it exchanges messages with, and theirs: the pipeline."""
+    """Rank 0, then every rank that it exchanges messages with, and theirs: the pipeline.
+
+    Where chips differ, the first rank of each kind too, and those of other kinds that they meet.
+    """
     tapes: dict[int, Tape] = {}
     notes: dict[int, dict[str, Any]] = {}
 
@@ -247,7 +268,8 @@ def _play_all(
     def heard(ended: Ended) -> None:
         tapes[ended.key], notes[ended.key] = _read(plan, folder, ended)
 
-    waiting = sorted({0, *plan.partners})
+    starts = plan.fleet.firsts()
+    waiting = sorted(starts | set(plan.partners))
     with contextlib.ExitStack() as stack:
         while waiting:
             if len(tapes) + len(waiting) > plan.most_ranks:
@@ -259,24 +281,27 @@ def _play_all(
                 warm = stack.enter_context(Warm())
             start = None if warm is None else warm.start_or_spawn
             run_all(waiting, prepared, folder, plan.limit_s, heard, start=start)
-            waiting = sorted(_met(tapes) - set(tapes))
-    order = sorted(_met(tapes))
+            waiting = sorted(_met(tapes, plan.fleet) - set(tapes))
+    order = sorted(_met(tapes, plan.fleet))
     return [tapes[rank] for rank in order], [notes[rank] for rank in order]
 
 
-def _met(tapes: Mapping[int, Tape]) -> set[int]:
-    """Rank 0, and whom messages lead to from it as far as tapes tell: no other rank counts."""
-    met, new = {0}, {0}
+def _met(tapes: Mapping[int, Tape], fleet: Fleet) -> set[int]:
+    """The first of each kind, and whom calls lead to as far as tapes tell: no other counts."""
+    met = new = fleet.firsts()
     while new:
-        new = {peer for rank in new & set(tapes) for peer in _peers(tapes[rank])} - met
-        met |= new
+        new = {peer for rank in new & set(tapes) for peer in _peers(tapes[rank], fleet)} - met
+        met = met | new
     return met
 
 
-def _peers(tape: Tape) -> set[int]:
-    """The ranks that a tape's messages go to or come from."""
+def _peers(tape: Tape, fleet: Fleet) -> set[int]:
+    """The ranks that a tape's messages go to or come from, and others' kinds in its groups."""
     calls = [parse_call(text) for text in tape.signatures if text.startswith('{"collective"')]
-    return {call.peer for call in calls if call.is_transfer and not call.on_host}
+    calls = [call for call in calls if not call.on_host]
+    groups = {call.group for call in calls if not call.is_transfer}
+    met = fleet.companions(tape.rank, [tape.groups[group].ranks for group in groups])
+    return met | {call.peer for call in calls if call.is_transfer}
 
 
 def _tape_path(folder: Path, rank: int) -> Path:
@@ -285,6 +310,7 @@ def _tape_path(folder: Path, rank: int) -> Path:
 
 def _prepare(plan: Plan, folder: Path, rank: int) -> Prepared:
     """What plays a rank."""
+    kind = plan.fleet.kind(rank)
     part = Part(
         rank,
         plan.world,
@@ -292,16 +318,16 @@ def _prepare(plan: Plan, folder: Path, rank: int) -> Prepared:
         steps=plan.steps,
         kept=plan.kept,
         nodes=plan.cluster.groups[0].count,
-        per_node=plan.per_node,
+        per_node=kind.per_node,
         cluster=plan.cluster_file,
         leads_time=plan.leads_time,
     )
     env = {
         **os.environ,
-        **(plan.program.env(rank, plan.world, plan.per_node) if plan.sets_ranks else {}),
+        **(plan.program.env(rank, plan.cluster) if plan.sets_ranks else {}),
         **part.env(),
         AUTOLOAD: "1",
-        "OFFRAMP_CHIP": f"{plan.chip_name}:{plan.per_node}",
+        "OFFRAMP_CHIP": f"{kind.chip_name}:{kind.per_node}",
         "OMP_NUM_THREADS": "1",
         "OFFRAMP_RUN_DIR": str(folder / f"records-{rank}"),
         "TORCH_CPP_LOG_LEVEL": "ERROR",

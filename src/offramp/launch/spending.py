@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from offramp import chips
+from offramp.chips.facts import Fact
 from offramp.costs.cost import Span
 from offramp.errors import UsageError
 
@@ -62,16 +62,16 @@ class Terms:
 
 
 def spend(
-    step_s: Mapping[str, float], world: int, chip: chips.Chip, terms: Terms
+    step_s: Mapping[str, float], world: int, power: Fact | None, terms: Terms
 ) -> dict[str, Any]:
     """Tokens a second, energy and money of a step, and of the run: plain data.
 
     step_s   seconds of a step: "mid", "low", "high"; so are all intervals of the result
+    power    what one of the `world` chips draws, the mean where they differ; None: not known
 
     Energy is in joules. What is not known is None.
     """
     step = Span(step_s["mid"], step_s["low"], step_s["high"])
-    power = chip.facts.get("power")
     draw = None if power is None else Span.of_fact(power) * world
     joules = None if draw is None else step * draw
     price = terms.price

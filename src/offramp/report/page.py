@@ -196,7 +196,7 @@ def _sections(
 def _tree(
     played: Played, prices: PriceList, records: tuple[int, int | None], count: int
 ) -> dict[str, float]:
-    sums = tree(break_down(played, prices, *records).modules)
+    sums = tree(break_down(played, prices.of(played.tape.rank), *records).modules)
     return {name: seconds / count for name, seconds in sums.items()}
 
 

@@ -25,6 +25,7 @@ def lines(summary: Mapping[str, Any]) -> list[Line]:
     longest = summary["ranks"][0]
     out = [_memory(summary), _step(summary), *_mfu(summary), *spending.lines(summary)]
     out.append(Line("time", _split(summary["split"], mid)))
+    out += _by_chip(summary)
     for label, rows in (
         ("operators", _operators(longest["operators"])),
         ("collectives", _collectives(longest["collectives"])),
@@ -83,6 +84,20 @@ def _split(split: Mapping[str, Any], step_s: float) -> str:
     }
     shares = sorted(parts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{name} {s / step_s:.1%}" for name, s in shares if s > SMALLEST * step_s)
+
+
+def _by_chip(summary: Mapping[str, Any]) -> Iterator[Line]:
+    """Where chips differ: where the step goes on the first rank of each."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for rank in summary["ranks"]:
+        first.setdefault(str(rank["chip"]), rank)
+    for chip, rank in first.items() if len(first) > 1 else ():
+        said = _split(rank["split"], summary["step_s"]["mid"])
+        memory = rank["memory"]
+        held = (
+            f"{format_bytes(memory['allocated_bytes'])} of {format_bytes(memory['capacity_bytes'])}"
+        )
+        yield Line("on", f"{chip} (rank {rank['rank']}): {said}; {held}")
 
 
 def _operators(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:

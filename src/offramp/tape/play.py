@@ -71,7 +71,8 @@ def play(
     book = prices if isinstance(prices, PriceList) else PriceList(prices)
     meeting = Meeting(ranks)
     clocks = [
-        Clock(tape, book, pick=pick, keep=keep, rank=tape.rank, meeting=meeting) for tape in tapes
+        Clock(tape, book.of(tape.rank), pick=pick, keep=keep, rank=tape.rank, meeting=meeting)
+        for tape in tapes
     ]
     for clock, tape in zip(clocks, tapes, strict=True):
         clock.load(tape.records)

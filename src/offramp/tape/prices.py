@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -17,6 +17,7 @@ __all__ = [
     "PriceError",
     "PriceList",
     "Prices",
+    "RankPrices",
     "operator_name",
     "parse_call",
     "short_name",
@@ -150,6 +151,10 @@ class PriceList:
         self._operators: dict[str, Price] = {}
         self._collectives: dict[tuple[str, tuple[int, ...]], Price] = {}
 
+    def of(self, rank: int) -> PriceList:
+        """The prices of one rank's calls: the same for all."""
+        return self
+
     def operator(self, text: str) -> Price:
         """The price of an operator call; raises PriceError unless `0 <= low <= seconds <= high`."""
         price = self._operators.get(text)
@@ -173,6 +178,18 @@ class PriceList:
             return {"seconds": seconds, "low": low, "high": high}[pick]
         is_view = self.operator(text).kind == VIEW
         return self.prices.view_s if is_view else self.prices.launch_s
+
+
+class RankPrices(PriceList):
+    """The price lists of ranks that differ, as on chips of several kinds, by rank."""
+
+    def __init__(self, lists: Mapping[int, PriceList]) -> None:
+        super().__init__(next(iter(lists.values())).prices)
+        self._lists = lists
+
+    def of(self, rank: int) -> PriceList:
+        """The prices of one rank's calls."""
+        return self._lists[rank]
 
 
 def _checked(price: Price, text: str) -> Price:

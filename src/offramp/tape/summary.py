@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,14 +27,17 @@ def summarize(
     prices: Prices | PriceList,
     *,
     peak_flops: float | None = None,
-    capacity_bytes: int | None = None,
+    capacity_bytes: int | Mapping[int, int] | None = None,
+    stands_for: Sequence[float] | None = None,
     played: Sequence[Played] | None = None,
 ) -> dict[str, Any]:
     """Play `tapes` together and say how long a step is, what it goes to and what it holds.
 
-    `peak_flops` is one chip's rate in FLOP/s, for MFU; `capacity_bytes` its memory, by default
-    what the tapes say. `played` saves a replay where it was done before with spans kept. Every
-    figure is of one step, in seconds, bytes or flops; per rank in "ranks", else the mean of them.
+    `peak_flops` is one chip's rate in FLOP/s, for MFU, the mean where chips differ;
+    `capacity_bytes` its memory, or that of each rank, by default what the tapes say;
+    `stands_for` how many ranks each tape stands for, where they are not as many. `played` saves a
+    replay where it was done before with spans kept. Every figure is of one step, in seconds, bytes
+    or flops; per rank in "ranks", else the mean of them.
     """
     if peak_flops is not None and not peak_flops > 0:
         raise TapeError(f"a peak rate is positive; got {peak_flops} FLOP/s")
@@ -43,11 +46,16 @@ def summarize(
     kept = list(played) if played is not None else play(tapes, book)
     bounds = steps.bounds(kept)
     seconds = _interval(tapes, book, steps, bounds)
-    ranks = [_rank(one, book, steps, place, bounds) for place, one in enumerate(kept)]
+    ranks = [
+        _rank(one, book.of(one.tape.rank), steps, place, bounds) for place, one in enumerate(kept)
+    ]
+    shares = _shares(stands_for, len(ranks))
     for rank, tape in zip(ranks, tapes, strict=True):
         own = tape.header.get("capacity_bytes")
-        rank["memory"]["capacity_bytes"] = own if capacity_bytes is None else capacity_bytes
-    flops = float(np.mean([rank["flops"] for rank in ranks]))
+        given = capacity_bytes
+        said = given[tape.rank] if isinstance(given, Mapping) else given
+        rank["memory"]["capacity_bytes"] = own if said is None else said
+    flops = float(shares @ [rank["flops"] for rank in ranks])
     rate = flops / seconds["mid"] if seconds["mid"] else 0.0
     header = tapes[0].header
     return {
@@ -65,7 +73,7 @@ def summarize(
             "each_s": np.diff(bounds).tolist(),
         },
         "step_s": seconds,
-        "split": _mean([rank["split"] for rank in ranks]),
+        "split": _mean([rank["split"] for rank in ranks], shares.tolist()),
         "flops": flops,
         "mfu": None if peak_flops is None else rate / peak_flops,
         "mfu_convention": MFU_CONVENTION,
@@ -86,9 +94,22 @@ def to_json(summary: dict[str, Any]) -> str:
     return json.dumps(summary, sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 
+def _shares(stands_for: Sequence[float] | None, count: int) -> Floats:
+    """The share of the world that each tape stands for."""
+    weights = np.asarray([1] * count if stands_for is None else stands_for, np.float64)
+    if len(weights) != count or not (weights > 0).all():
+        raise TapeError(f"each of {count} tapes stands for some ranks; got {stands_for}")
+    return weights / np.sum(weights)
+
+
 def _fullest(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The memory of the rank that holds most, the first of several."""
-    rank = max(ranks, key=lambda each: each["memory"]["allocated_bytes"])
+    """The memory of the rank with the least room left, the first of several."""
+
+    def filled(rank: dict[str, Any]) -> int:
+        memory = rank["memory"]
+        return int(memory["allocated_bytes"]) - int(memory["capacity_bytes"] or 0)
+
+    rank = max(ranks, key=filled)
     return {"rank": rank["rank"], **rank["memory"]}
 
 
@@ -121,6 +142,7 @@ def _rank(
     counts = synchronizations(played, begin, end)
     return {
         "rank": played.tape.rank,
+        "chip": played.tape.header.get("chip"),
         "split": _split(parts),
         "flops": spent.flops / count,
         "phases": {name: spent_s / count for name, spent_s in spent.phases.items()},
@@ -145,18 +167,19 @@ def _split(parts: Split) -> dict[str, Any]:
     }
 
 
-def _mean(splits: list[dict[str, Any]]) -> dict[str, Any]:
+def _mean(splits: list[dict[str, Any]], shares: list[float]) -> dict[str, Any]:
     """The mean of the ranks' splits, name by name; a name that a rank lacks counts as zero."""
+    parts = list(zip(splits, shares, strict=True))
     result: dict[str, Any] = {}
     for key, value in splits[0].items():
         if isinstance(value, dict):
             names = sorted({name for each in splits for name in each[key]})
             result[key] = {
-                name: sum(each[key].get(name, 0.0) for each in splits) / len(splits)
+                name: sum(each[key].get(name, 0.0) * share for each, share in parts)
                 for name in names
             }
         else:
-            result[key] = sum(each[key] for each in splits) / len(splits)
+            result[key] = sum(each[key] * share for each, share in parts)
     return result
 
 

@@ -84,7 +84,7 @@ def draw_timeline(
     most: int = MOST_SPANS,
 ) -> Timeline:
     """The lanes of `played` in [begin_s, end_s], of at most about `most` spans together."""
-    raw = [lane for one in played for lane in _lanes(one, prices, begin_s, end_s)]
+    raw = [lane for one in played for lane in _lanes(one, prices.of(one.tape.rank), begin_s, end_s)]
     raw = [lane for lane in raw if lane.count]
     length = end_s - begin_s
     resolution = 0.0

@@ -58,7 +58,7 @@ def write_trace(
 def events(played: Sequence[Played], prices: PriceList) -> Iterator[Event]:
     """Every event of the trace, rank by rank."""
     for each in played:
-        yield from _rank(each, prices)
+        yield from _rank(each, prices.of(each.tape.rank))
 
 
 def _rank(played: Played, prices: PriceList) -> Iterator[Event]:

@@ -28,7 +28,7 @@ CHIP = powered(Fact(500, "W", "vendor", "sheet"))
 def test_closed_forms() -> None:
     """64 chips of 500 W for 2 s: 64 kJ; at 3 a chip and hour 64 * 2 * 3 / 3600."""
     terms = Terms(1000, "said", run_steps=10, price=Price(3.0, "EUR"))
-    found = spend(STEP, 64, CHIP, terms)
+    found = spend(STEP, 64, CHIP.facts["power"], terms)
     assert found["energy"]["step_j"] == {"mid": 64e3, "low": 32e3, "high": 128e3}
     assert found["energy"]["per_1e9_tokens_j"]["mid"] == pytest.approx(64e3 * 1e6)
     cost = 64 * 2 * 3 / 3600
@@ -47,23 +47,23 @@ def test_closed_forms() -> None:
 
 
 def test_nothing_is_invented() -> None:
-    found = spend(STEP, 8, powered(None), Terms())
+    found = spend(STEP, 8, None, Terms())
     assert found == {"tokens": None, "energy": None, "money": None, "run": None}
-    plain = spend(STEP, 8, CHIP, Terms(price=Price(1.0)))
+    plain = spend(STEP, 8, CHIP.facts["power"], Terms(price=Price(1.0)))
     assert not [name for part in ("energy", "money") for name in plain[part] if "tokens" in name]
-    without = spend(STEP, 8, powered(None), Terms(run_steps=3))
+    without = spend(STEP, 8, None, Terms(run_steps=3))
     assert without["run"]["energy_j"] is without["run"]["money"] is None
 
 
 def test_an_uncertain_power_widens_the_interval() -> None:
     ranged = powered(Fact(None, "W", "assumed", "thought", 100.0, 400.0, "why"))
-    energy = spend(STEP, 1, ranged, Terms())["energy"]
+    energy = spend(STEP, 1, ranged.facts["power"], Terms())["energy"]
     assert energy["step_j"] == {"mid": 400.0, "low": 100.0, "high": 1600.0}  # 200 W between
     assert energy["power_tier"] == "assumed"
 
 
 def test_a_step_without_time_has_no_rate() -> None:
-    none = spend({"mid": 0.0, "low": 0.0, "high": 0.0}, 8, CHIP, Terms(10, "said"))
+    none = spend({"mid": 0.0, "low": 0.0, "high": 0.0}, 8, CHIP.facts["power"], Terms(10, "said"))
     assert none["tokens"] == {"per_step": 10, "source": "said"}
 
 

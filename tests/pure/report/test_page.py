@@ -55,7 +55,7 @@ def found(capacity: int = 4 * GIB) -> tuple[dict[str, Any], list[Tape], PriceLis
         for row in rank["collectives"]:
             row["ranks"] = 2
     terms = Terms(1000, "said", price=Price(2.0, "EUR"))
-    summary |= spend(summary["step_s"], 8, chips.load("nvidia-h100"), terms)
+    summary |= spend(summary["step_s"], 8, chips.load("nvidia-h100").facts["power"], terms)
     missing = summary["memory"]["allocated_bytes"] - capacity
     # The tapes have no record of the allocator's own.
     for memory in (summary["memory"], *(rank["memory"] for rank in summary["ranks"])):

@@ -22,6 +22,7 @@ def found(**changes: Any) -> dict[str, Any]:
     }
     rank = {
         "rank": 0,
+        "chip": "chip",
         "memory": memory,
         "operators": [
             {"name": "aten::mm", "seconds": 0.4},
@@ -121,3 +122,14 @@ def test_doubts_are_told() -> None:
 )
 def test_operators_have_short_names(operator: str, short: str) -> None:
     assert short_name(operator) == short
+
+
+def test_chips_that_differ_are_told_one_by_one() -> None:
+    summary = found()
+    split = summary["split"]
+    first = summary["ranks"][0] | {"split": split}
+    other = first | {"rank": 9, "chip": "other", "split": split | {"bubble_s": 0.25}}
+    said = [line.text for line in lines(summary | {"ranks": [first, other]}) if line.label == "on"]
+    assert [text.split(":")[0] for text in said] == ["chip (rank 0)", "other (rank 9)"]
+    assert f"bubble {0.25 / summary['step_s']['mid']:.1%}" in said[1]
+    assert not [line for line in lines(summary) if line.label == "on"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tapes_by_hand import FlatPrices, Hand
 
-from offramp.tape import DeadlockError, Group, PriceList, TapeError, play
+from offramp.tape import DeadlockError, Group, Price, PriceList, TapeError, play
+from offramp.tape.prices import RankPrices
 from offramp.tape.split import split
+from offramp.tape.summary import summarize
 from offramp.tape.tape import Tape
 
 FORWARD_S, BACKWARD_S = 1.0, 2.0
@@ -333,3 +337,35 @@ def test_any_exchange_takes_what_a_simulation_in_global_order_says(
     for rank, each in enumerate(played):
         lanes = [end for pair, end in pair_lanes.items() if rank in pair]
         assert each.end_s == max(stream[rank], group_lane, *lanes, 0.0)
+
+
+class Slower(FlatPrices):
+    """Prices of a chip that takes longer for its work."""
+
+    def __init__(self, times: float) -> None:
+        super().__init__()
+        self.times = times
+
+    def operator(self, text: str) -> Price:
+        price = super().operator(text)
+        s = price.seconds * self.times
+        return replace(price, seconds=s, low=s, high=s)
+
+
+def test_a_faster_chip_waits_for_a_slower_one() -> None:
+    """Each computes 3 s of the faster chip, then both reduce for 1 s: the slower has no wait."""
+    both = Group((0, 1), "dp")
+    tapes = []
+    for rank in (0, 1):
+        hand = Hand(rank=rank, groups=[both])
+        hand.op(3.0)
+        hand.wait(hand.call("all_reduce", 1.0))
+        tapes.append(hand.end_step().tape())
+    prices = RankPrices({0: PriceList(FlatPrices()), 1: PriceList(Slower(2.5))})
+    summary = summarize(tapes, prices, stands_for=[3, 1], capacity_bytes={0: 5, 1: 7})
+    assert summary["step_s"]["mid"] == 3 * 2.5 + 1
+    fast, slow = (rank["split"] for rank in summary["ranks"])
+    assert fast["bubble_s"] == 3 * 2.5 - 3
+    assert slow["bubble_s"] == 0
+    assert summary["split"]["bubble_s"] == pytest.approx(3 / 4 * (3 * 2.5 - 3))
+    assert [rank["memory"]["capacity_bytes"] for rank in summary["ranks"]] == [5, 7]
