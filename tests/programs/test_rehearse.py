@@ -57,6 +57,34 @@ def result(cwd: Path, *arguments: str, name: str = "out.json", status: int = 0) 
     return found
 
 
+SPAWN = """
+import sys, torch, torch.multiprocessing as mp, torch.distributed as dist
+def main(rank, world, width):
+    url = "tcp://127.0.0.1:29501"
+    dist.init_process_group("nccl", init_method=url, rank=rank, world_size=world)
+    model = torch.nn.Linear(width, width, bias=False, device=f"cuda:{{rank}}")
+    model = torch.nn.parallel.DistributedDataParallel(model, device_ids=[rank])
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(9):
+        optimizer.zero_grad()
+        model(torch.randn(8, width, device=f"cuda:{{rank}}")).sum().backward()
+        optimizer.step()
+if __name__ == "__main__":
+    mp.spawn(main, args=({n}, 256), nprocs={n})
+"""
+
+
+def test_a_program_that_starts_its_ranks_is_played_as_one_of_them(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(SPAWN.format(n=4))
+    found = result(tmp_path, "--per-node", "4", "--nodes", "1", "--", "python", "a.py")
+    assert found["world"] == 4
+    (row,) = found["ranks"][0]["collectives"]
+    assert (row["name"], row["ranks"], row["bytes"]) == ("all_reduce", 4, 256 * 256 * 4)
+    _, said = rehearse("--chip", CHIP, "--", "python", "a.py", cwd=tmp_path, status=1)
+    assert "starts 4 processes a node, and this rehearsal's nodes have 1" in said
+    assert "--per-node 4" in said
+
+
 def test_one_chip_holds_parameters_and_states_in_closed_form(tmp_path: Path) -> None:
     """4 bytes a parameter, 4 a gradient, 8 of Adam's state; the same bytes when played again."""
     n = 1024

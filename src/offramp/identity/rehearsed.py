@@ -1,13 +1,14 @@
-"""Process groups of a rehearsal: one process plays its rank, and every other does as it does."""
+"""Ranks of a rehearsal: one process plays its own, and every other does as it does."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.multiprocessing
 from torch.distributed import distributed_c10d
 
 from offramp.identity import compilers
@@ -34,3 +35,37 @@ def install(core: Any, backend: Any, patches: Patches) -> None:
 
     patches.set(distributed_c10d, "ProcessGroupGloo", core.Mirror)
     core.connect_groups_with(lambda store, rank, size, timeout: core.Mirror(store, rank, size))
+    # The function hides its module, too; programs take it from either.
+    for owner in (torch.multiprocessing, sys.modules["torch.multiprocessing.spawn"]):
+        patches.set(owner, "spawn", _start_one)
+        patches.set(owner, "start_processes", _start_one)
+
+
+class _Ended:
+    """What a program holds of processes that it started: those that are played have ended."""
+
+    def join(self, timeout: float | None = None, grace_period: float | None = None) -> bool:
+        """Whether all have ended."""
+        return True
+
+
+def _start_one(
+    fn: Callable[..., Any],
+    args: Sequence[Any] = (),
+    nprocs: int = 1,
+    join: bool = True,
+    *rest: Any,
+    **others: Any,
+) -> _Ended | None:
+    """Of the processes that a program would start on a node, run the played one's here.
+
+    Raises RuntimeError where they are not as many as the node has chips.
+    """
+    room = int(os.environ.get("LOCAL_WORLD_SIZE") or torch.cuda.device_count())
+    if nprocs != room:
+        raise RuntimeError(
+            f"the program starts {nprocs} processes a node, and this rehearsal's nodes have "
+            f"{room}; rehearse it with --per-node {nprocs}"
+        )
+    fn(int(os.environ.get("LOCAL_RANK", 0)), *args)
+    return None if join else _Ended()
