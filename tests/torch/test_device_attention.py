@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -71,6 +74,42 @@ def test_the_operators_are_those_of_cuda(dtype: torch.dtype, masked: bool, kind:
     with Names() as names:
         scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()
     assert names.met == [f"{kind}_attention", f"{kind}_attention_backward"]
+
+
+def test_grouped_heads_with_a_mask_take_products() -> None:
+    q, k, v = inputs("cuda", torch.bfloat16)
+    mask = torch.ones(8, 8, dtype=torch.bool, device="cuda").tril()
+    with Names() as names:
+        scaled_dot_product_attention(q, k[:, :1], v[:, :1], attn_mask=mask, enable_gqa=True)
+    assert not names.met
+    with Names() as names:
+        scaled_dot_product_attention(q, k[:, :1], v[:, :1], enable_gqa=True)
+    assert names.met == ["flash_attention"]
+
+
+WITHOUT_FLASH = """
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+q = torch.ones(1, 2, 8, 16, device="cuda", dtype=torch.float16, requires_grad=True)
+print(type(scaled_dot_product_attention(q, q, q, is_causal=True).grad_fn).__name__)
+try:
+    torch.ops.aten._scaled_dot_product_flash_attention(q, q, q)
+except NotImplementedError as error:
+    print(error)
+"""
+
+
+def test_a_chip_without_the_flash_kernel() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_FLASH],
+        env={**os.environ, "OFFRAMP_CHIP": "nvidia-v100"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kernel, refusal = done.stdout.splitlines()
+    assert kernel.startswith("ScaledDotProductEfficientAttention")
+    assert "does not exist on nvidia-v100: flash attention needs capability 8.0" in refusal
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,8 @@ class Limits:
 
         `reduced` says whether float32 may be multiplied as TF32; None is the chip's default.
         A format without a rate takes that of the next wider one, or, where only narrower ones
-        are known, a share of theirs. Raises MissingFactError.
+        are known, a share of theirs. A 16-bit one that the chip only emulates takes float32's.
+        Raises MissingFactError.
         """
         key = (dtype, convolution, reduced)
         if key not in self._rates:
@@ -133,11 +134,20 @@ class Limits:
                 places = _REDUCED
             elif default:
                 places = _CELLS
+        elif self._is_emulated(arithmetic):
+            places = _WIDER["float32"]
         for unit, name in places:
             fact = self._rates_of(unit).get(name)
             if fact is not None:
                 return self._rate(fact, unit, name, arithmetic)
         return self._narrower(arithmetic)
+
+    def _is_emulated(self, arithmetic: str) -> bool:
+        """Whether a 16-bit format has neither units nor a rate of its own."""
+        known = self.chip.formats.get(arithmetic)
+        own = arithmetic in self.chip.matrix_rates or arithmetic in self.chip.vector_rates
+        sixteen = arithmetic in ("bfloat16", "float16")
+        return sixteen and not own and known is not None and known.value == "emulated"
 
     def _narrower(self, arithmetic: str) -> Rate:
         """A share of the rate of a narrower format, for want of anything better."""

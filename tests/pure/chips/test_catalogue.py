@@ -39,6 +39,7 @@ SEED = (
     *("zhenwu-810e", "kunlun-p800", "ascend-910b", "mtt-s5000", "cpu"),
     *("nvidia-h100", "nvidia-h100-pcie", "nvidia-h800", "nvidia-h20", "nvidia-h200"),
     *("nvidia-a100", "nvidia-a800", "nvidia-b200", "nvidia-b30a", "nvidia-rtx-pro-6000d"),
+    "nvidia-v100",
 )
 
 

@@ -104,6 +104,16 @@ def test_float32_takes_tensor_cells_only_where_the_chip_does_so_by_default() -> 
     assert "tf32 matrix" in ampere.of(Operation("aten::convolution", (x, w, None), (y,))).basis
 
 
+def test_a_16_bit_format_that_is_only_emulated_takes_float32s_rate() -> None:
+    volta = Costs(chips.load("nvidia-v100"))
+    half, short, full = (
+        volta.of(mm(8192, 8192, 8192, dtype)) for dtype in ("float16", "bfloat16", "float32")
+    )
+    assert "float16 matrix" in half.basis
+    assert "float32 vector rate in place of bfloat16" in short.basis
+    assert short.seconds == full.seconds > 5 * half.seconds
+
+
 def test_a_range_is_used_by_its_middle_and_says_so(tmp_path: Path) -> None:
     rate = 'int8 = { low = 100, high = 400, unit = "TOP/s", tier = "press", source = "made" }'
     costs = Costs(chip(tmp_path, rates=rate), ideal())

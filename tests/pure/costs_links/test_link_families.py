@@ -28,6 +28,7 @@ def test_every_file_is_in_order(path: Path) -> None:
 def test_links_find_their_family() -> None:
     assert [family.name for family in read_folder(DATA) if not family.patterns] == ["general"]
     expected = {
+        "NVLink2": "nvlink2",
         "NVLink3, reduced": "nvlink3",
         "NVLink4": "nvlink4",
         "NVLink bridge": "nvlink-bridge",
@@ -81,6 +82,7 @@ def test_published_bandwidth_that_no_constant_was_taken_from() -> None:
 def test_published_bandwidth_that_constants_rest_on_comes_out_again() -> None:
     assert bus(Cluster.of("nvidia-h100"), 8) == pytest.approx(480, rel=0.01)
     assert bus(Cluster.of("nvidia-a100"), 8) == pytest.approx(232.5, rel=0.01)
+    assert bus(Cluster.of("nvidia-v100"), 8) == pytest.approx(135.5, rel=0.01)
     assert bus(Cluster.of("nvidia-b200"), 8) == pytest.approx(830, rel=0.01)
     gaudi = Links(Cluster.of("intel-gaudi-3")).cost(Collective("all_reduce", 256 << 20), range(8))
     assert gaudi.seconds == pytest.approx(0.915792e-3, rel=0.04)

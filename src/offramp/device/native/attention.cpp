@@ -38,7 +38,13 @@ using Attended =
 
 enum Backend : int64_t { kMath = 0, kFlash = 1, kEfficient = 2, kCudnn = 3 };  // at::SDPBackend
 
-// The fused kernel that CUDA would take, of those enabled, where the CPU's takes these arguments.
+Operator& flash_operator() {
+  static auto& found = operator_named("aten::_scaled_dot_product_flash_attention");
+  return found;
+}
+
+// The fused kernel that CUDA would take, of those enabled and those that the chip has, where the
+// CPU's takes these arguments.
 int64_t choose(const Tensor& query, const Tensor& key, const Tensor& value, const MaybeTensor& mask,
                double dropout, bool causal, Scale scale, bool gqa) {
   const bool masked = mask && mask->defined();
@@ -53,8 +59,12 @@ int64_t choose(const Tensor& query, const Tensor& key, const Tensor& value, cons
   if (!flash) context.setSDPUseFlash(false);
   if (of_cpu != kFlash) return kMath;
   const bool half = query.scalar_type() == at::kHalf || query.scalar_type() == at::kBFloat16;
-  if (flash && !masked && (half || !efficient)) return kFlash;
-  if (efficient) return kEfficient;
+  const bool has_flash = flash_operator().missing.empty();
+  if (flash && has_flash && !masked && (half || !efficient)) return kFlash;
+  // The memory-efficient kernel has as many heads of keys as of queries; plain products come next.
+  const bool grouped = query.sym_size(-3) != key.sym_size(-3);
+  if (efficient && !grouped) return kEfficient;
+  if (grouped && context.userEnabledMathSDP()) return kMath;
   return context.userEnabledCuDNNSDP() ? kCudnn : kMath;
 }
 
@@ -134,6 +144,7 @@ Attended attended(std::tuple<Tensor, Tensor> made, const Tensor& query, const Te
 
 Attended flash(const Tensor& query, const Tensor& key, const Tensor& value, double dropout,
                bool causal, bool, Scale scale) {
+  require(flash_operator());
   const auto made = forward("flash", query, key, value, std::nullopt, dropout, causal, scale);
   return attended(made, query, key);
 }

@@ -279,6 +279,11 @@ void refuse(Operator& op, const std::string& reason, const std::string& message)
   __builtin_unreachable();
 }
 
+void require(Operator& op) {
+  if (op.missing.empty()) return;
+  refuse(op, op.missing, c10::str(op.name, " does not exist on ", chip().name, ": ", op.missing));
+}
+
 void declare_missing(const std::string& op_name, const std::string& reason) {
   auto& all = registry();
   const std::lock_guard<std::mutex> lock(all.mutex);

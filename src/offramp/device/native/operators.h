@@ -60,6 +60,8 @@ std::vector<Operator*> operators_called();
 std::vector<Refusal> refusals();
 // Counts a refusal of `op` for `reason`, a short clause, and raises NotImplementedError.
 [[noreturn]] void refuse(Operator& op, const std::string& reason, const std::string& message);
+// Refuses an operator that this chip does not have.
+void require(Operator& op);
 
 // The main thread's number of compute threads, and taking it over in one of autograd's.
 void choose_threads(int count);

@@ -232,9 +232,7 @@ bool run_widened(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
 }
 
 void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
-  if (!op.missing.empty()) {
-    refuse(op, op.missing, c10::str(op.name, " does not exist on ", chip().name, ": ", op.missing));
-  }
+  require(op);
   if ((op.widens || op.widens_integers) && run_widened(op, host_key, stack)) return;
   follow_threads();
   op.calls.fetch_add(1, std::memory_order_relaxed);
