@@ -133,10 +133,7 @@ def _by_products(
 
     PyTorch's softmax adds up in float32 by itself, and rounds what it keeps.
     """
-    if options["enable_gqa"]:
-        groups = query_BHTD.shape[1] // key_BHTD.shape[1]
-        key_BHTD = key_BHTD.repeat_interleave(groups, 1)
-        value_BHTD = value_BHTD.repeat_interleave(groups, 1)
+    key_BHTD, value_BHTD = _for_each_head(query_BHTD, key_BHTD, value_BHTD)
     scale = options["scale"] or query_BHTD.shape[-1] ** -0.5
     scores_BHTT = (query_BHTD @ key_BHTD.mT) * scale
     shares_BHTT = scores_BHTT.masked_fill(~mask_BTT, -torch.inf).softmax(-1)
@@ -144,6 +141,16 @@ def _by_products(
         shares_BHTT = torch.dropout(shares_BHTT, options["dropout_p"], train=True)
     out_BHTD: Tensor = shares_BHTT.to(query_BHTD.dtype) @ value_BHTD
     return out_BHTD
+
+
+def _for_each_head(
+    query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Keys and values as often as queries' heads share them."""
+    groups = query_BHTD.shape[1] // key_BHTD.shape[1]
+    if groups == 1:
+        return key_BHTD, value_BHTD
+    return key_BHTD.repeat_interleave(groups, 1), value_BHTD.repeat_interleave(groups, 1)
 
 
 def _causal(
@@ -167,6 +174,9 @@ def _masked(
         return host_attention.causal_attention(
             query_BHTD, key_BHTD, value_BHTD, options["scale"], mask_BTT
         )
+    # No fused kernel of CUDA's that takes a mask shares out keys, but for cuDNN's.
+    key_BHTD, value_BHTD = _for_each_head(query_BHTD, key_BHTD, value_BHTD)
+    options = options | {"enable_gqa": False}
     return scaled_dot_product_attention(
         query_BHTD, key_BHTD, value_BHTD, attn_mask=mask_BTT, **options
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,30 @@ def test_a_token_sees_the_past_of_its_document_only(
     out, _ = attend(nn.Module(), q, k, v, None, sliding_window=window, **how)
     exact = softmax_attention(q, k, v, seen[:, None]).transpose(1, 2)
     torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_compiled_attention_of_grouped_heads_with_a_mask() -> None:
+    """As context parallelism and packing call it in compiled layers."""
+    seen = causal_mask(torch.tensor([[0] * 5 + [1] * 7, [0] * 12]))
+    q = torch.randn(2, 4, WIDTH, 8)
+    k, v = torch.randn(2, 2, WIDTH, 8), torch.randn(2, 2, WIDTH, 8)
+
+    def with_gradients(qkv: list[torch.Tensor], attention: Callable[..., torch.Tensor]):
+        qkv = [tensor.requires_grad_() for tensor in qkv]
+        out = attention(*qkv)
+        return out, *torch.autograd.grad(out.square().sum(), qkv)
+
+    packing = Packing(mask_BTT=seen.cuda())
+    on_chip = torch.compile(
+        lambda *qkv: attend(nn.Module(), *qkv, None, packing=packing)[0], backend="aot_eager"
+    )
+    found = with_gradients([tensor.cuda() for tensor in (q, k, v)], on_chip)
+    exact = with_gradients(
+        [tensor.double() for tensor in (q, k, v)],
+        lambda *qkv: softmax_attention(*qkv, seen).transpose(1, 2),
+    )
+    for mine, other in zip(found, exact, strict=True):
+        torch.testing.assert_close(mine.cpu().double(), other, rtol=1e-5, atol=1e-5)
 
 
 @given(documents())
