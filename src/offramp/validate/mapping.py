@@ -14,6 +14,12 @@ from offramp.validate.rows import TIMES, Row
 
 RULES = Path(__file__).parent / "mapping.toml"
 PADDED_TO = 128  # rows of the token table, times tp, in Megatron-LM
+LOGIT_BYTES = 6  # of `train`'s loss at its peak: float32, and the gradient in 16 bits
+_GPT2 = (
+    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
+    *("max_position_embeddings", "tie_word_embeddings"),
+)
+_GPT2_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 UNTURNED = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.0}
 
 
@@ -116,12 +122,13 @@ def case_of(row: Row) -> Case:
         "train.compile": framework["kernels"] == "fused",
         "model.attention": attention,
         "data.sequence": read.number("seq_len"),
-        "train.loss_chunk": mbs * read.number("seq_len"),
+        "train.loss_chunk": _loss_chunk(mbs * read.number("seq_len"), framework),
     }
     if eight:
         job["train.fp8"] = True
-    config = _config(read, pads=bool(framework.get("pads")), tp=layout["layout.tp"])
+    config = _config(read, framework, tp=layout["layout.tp"])
     network = _network(read)
+    read.unknown += [r["is"] for r in rules()["unclear"] if re.search(r["match"], row.notes)]
     if row.confidence == "low":
         read.unknown.append("several (confidence low)")
     return Case(
@@ -185,15 +192,21 @@ def _layout(read: _Read) -> dict[str, Any]:
     return layout
 
 
-def _config(read: _Read, *, pads: bool, tp: int) -> dict[str, Any]:
+def _loss_chunk(tokens: int, framework: Mapping[str, Any]) -> int:
+    """Tokens whose logits exist at a time: all of them, or those that take as much memory."""
+    return -(-tokens * int(framework.get("logit_bytes", LOGIT_BYTES)) // LOGIT_BYTES)
+
+
+def _config(read: _Read, framework: Mapping[str, Any], *, tp: int) -> dict[str, Any]:
     row = read.row
     gated = row.mlp_gated == "y"
     hidden, heads = read.number("hidden"), read.number("heads")
     vocabulary = read.number("vocab")
-    if pads:
+    if framework.get("pads"):
         vocabulary = -(-vocabulary // (PADDED_TO * tp)) * PADDED_TO * tp
     grouped = (row.kv_heads or heads) != heads
-    family = "llama" if gated else "nemotron" if grouped else "gpt_neox"
+    plain = "gpt_neox" if tp > 1 else framework.get("model", "gpt_neox")
+    family = "llama" if gated else "nemotron" if grouped else plain
     config: dict[str, Any] = {
         "model_type": family,
         "hidden_size": hidden,
@@ -210,6 +223,9 @@ def _config(read: _Read, *, pads: bool, tp: int) -> dict[str, Any]:
     }
     if not gated:
         config["hidden_act"] = "gelu"
+    if family == "gpt2":
+        config = {name: config[name] for name in _GPT2} | {"n_inner": config["intermediate_size"]}
+        config |= {"activation_function": "gelu"} | dict.fromkeys(_GPT2_DROPOUTS, 0.0)
     if family == "gpt_neox":  # one product for queries, keys and values; positions that are learned
         del config["num_key_value_heads"], config["head_dim"], config["mlp_bias"]
         config |= {"attention_bias": True, "use_parallel_residual": False}

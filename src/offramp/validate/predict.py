@@ -243,8 +243,16 @@ def _changed(case: Case) -> str:
     text = (DATA / f"{case.chip}.toml").read_text(encoding="utf-8")
     text = text.replace("[sources]", f"[sources]\nrow = {json.dumps(case.source)}", 1)
     for name, said in case.facts.items():
-        number, unit = said.split()
-        fact = f'{name} = {{ value = {number}, unit = "{unit}", tier = "press", source = "row" }}'
+        fact = f'{name} = {{ {_stated(said)}, tier = "press", source = "row" }}'
         text, count = re.subn(rf"(?m)^{name} = .*$", fact, text)
         assert count == 1, (case.chip, name)
     return text
+
+
+def _stated(said: str) -> str:
+    """A fact's value as a chip file has it: a number with its unit or without, or else a text."""
+    found = re.fullmatch(r"([\d.]+)(?: (\S+))?", said)
+    if found is None:
+        return f"value = {json.dumps(said)}"
+    number, unit = found.groups()
+    return f"value = {number}" + (f', unit = "{unit}"' if unit else "")

@@ -211,3 +211,45 @@ def test_results_are_kept_and_broken_files_named(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(UsageError, match="line 1: not a result"):
         run.Results(path)
+
+
+def test_a_card_behind_another_switch_is_rehearsed_there(tmp_path: Path) -> None:
+    names = ("megatron-2020-007", "bigscience-v100-003")
+    for name in names:
+        (tmp_path / name).mkdir()
+    switched, pairs = (
+        rehearsal_of(case_of(PUBLISHED[name]), 1, tmp_path / name, 60.0) for name in names
+    )
+    facts = switched.chip.facts
+    assert (facts["power"].value, facts["chips_per_node"].value) == (350, 16)
+    assert facts["link_topology"].value == "all to all through NVSwitch"
+    link = pairs.cluster.groups[0].link
+    assert (link.topology.value, link.links) == ("mesh", 3)
+
+
+def test_before_bfloat16_and_flash_attention() -> None:
+    case = case_of(PUBLISHED["bigscience-v100-003"])
+    assert case.chip == "nvidia-v100"
+    assert case.job["train.precision"] == "fp16"
+    assert case.job["model.attention"] == "products"
+    assert case.job["layout.recompute"] == "full"
+    assert case.network == ("rail", 4, 100, "Omni-Path")
+    assert not case.unknown
+
+
+def test_what_notes_leave_open_is_unknown() -> None:
+    assert case_of(PUBLISHED["bigscience-v100-018"]).unknown == ("where activations are kept",)
+    (told_twice,) = case_of(PUBLISHED["bigscience-v100-011"]).unknown
+    assert "stated twice" in told_twice
+
+
+def test_a_framework_says_which_model_and_loss_stand_for_its_own() -> None:
+    case = case_of(PUBLISHED["mosaic-177"])
+    assert case.config["model_type"] == "gpt2"
+    assert case.config["n_inner"] == 4 * case.config["hidden_size"]
+    # 16-bit logits and their gradient, 4 bytes, in place of 6.
+    tokens = 10 * 2048
+    assert case.job["train.loss_chunk"] == pytest.approx(tokens * 4 / 6, abs=1)
+    other = case_of(PUBLISHED["megatron-2020-001"])
+    assert other.config["model_type"] == "gpt_neox"
+    assert other.job["train.loss_chunk"] == 8 * 1024
