@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from offramp.compare.replay import bisect
+from offramp.compare.operators import bisect
 from offramp.record.part import Part
 from offramp.record.recorder import Recorder
 from offramp.record.recording import Recording, read

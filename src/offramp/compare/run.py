@@ -8,6 +8,7 @@ from pathlib import Path
 
 from offramp.compare import launching
 from offramp.compare.judge import judge
+from offramp.compare.placing import BACKWARD, BETWEEN, EVERY, FORWARD
 from offramp.compare.verdict import DIFFERENT, PRECISION, SAME, UNKNOWN, Verdict
 from offramp.errors import OfframpError, UsageError
 from offramp.record.part import Part
@@ -78,14 +79,14 @@ def _device(recording: Recording) -> str:
 
 def bisect(found: Compared, a: Path, b: Path) -> str:
     """Which operator of the first module that differs is to blame, in words."""
-    from offramp.compare import replay
+    from offramp.compare import operators
 
     place = found.verdict.place
     reason = not_replayed(found)
     if reason or place is None:
         return reason
     first, second = (read_ranks(path)[found.rank] for path in (a, b))
-    named = replay.bisect(first, second, place.step, place.module)
+    named = operators.bisect(first, second, place.step, place.module, place.pass_name)
     return f"{named.operator}: {named.text}" if named.operator else named.text
 
 
@@ -94,10 +95,11 @@ def not_replayed(found: Compared) -> str:
     place = found.verdict.place
     if found.verdict.verdict in (SAME, UNKNOWN) or place is None or not found.verdict.is_chip:
         return "nothing to replay: no module differs"
-    if place.pass_name != "forward" or place.module in ("", "loss", "data"):
+    is_in_pass = place.pass_name in (FORWARD, BACKWARD, BETWEEN)
+    if not is_in_pass or place.module in ("", "loss", "data", EVERY):
         return (
-            "nothing is replayed: the first difference is in no module's forward pass, and "
-            "operators are kept of those alone"
+            "nothing is replayed: the first difference is in no module's forward or backward "
+            "pass, and operators are kept of those alone"
         )
     return ""
 

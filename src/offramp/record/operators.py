@@ -1,67 +1,111 @@
-"""The operators that a module's forward pass calls, with what went into each and came out."""
+"""The operators that a module's passes call, with what went into each and came out."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from offramp.record import sampling
 from offramp.record.frames import Frame
 
-MOST_BYTES = 64 << 20  # of one call of a module
+MOST_BYTES = 64 << 20  # of one pass of one call of a module
 
 
-class OperatorTrace(TorchDispatchMode):
-    """Keeps copies while it is entered; the operators run as they do without it."""
+class OperatorTrace:
+    """What one call of a module computed, forward and backward.
+
+    Tensors are numbered by their content, so that the number tells which of those that operators
+    met before an operator was given.
+    """
 
     def __init__(self, step: int, module: str, call: int) -> None:
-        super().__init__()
         self._head = {"step": step, "module": module, "call": call}
-        self._told: list[dict[str, Any]] = []
+        self._told: dict[str, list[dict[str, Any]]] = {"operators": [], "backward": []}
+        self._bytes = dict.fromkeys(self._told, 0)
         self._arrays: dict[str, np.ndarray] = {}
-        self._bytes = 0
+        self._known: dict[bytes, int] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator, and keep what it took (before it could change it) and gave."""
-        taken = self._word(args), self._word(kwargs or {})
-        result = func(*args, **(kwargs or {}))
-        self._told.append(
-            {"name": str(func), "args": taken[0], "kwargs": taken[1], "out": self._word(result)}
-        )
-        return result
+    def forward(self) -> Following:
+        """A mode that keeps the operators of the forward pass while it is entered."""
+        return Following(self, "operators", {})
 
-    def _word(self, value: Any) -> Any:
+    def backward(self, node: str) -> Following:
+        """A mode that keeps the operators of a node of the backward pass, named `node`."""
+        return Following(self, "backward", {"node": node})
+
+    def add(self, pass_name: str, told: dict[str, Any]) -> None:
+        """Keep what was told of an operator's call."""
+        self._told[pass_name].append(told)
+
+    def word(self, value: Any, pass_name: str) -> Any:
         """A value as JSON has it; tensors, formats and devices under a key of their own."""
         if isinstance(value, Tensor):
-            return self._tensor(value)
+            return self._tensor(value, pass_name)
         if isinstance(value, bool | int | float | str) or value is None:
             return value
         if isinstance(value, list | tuple):
-            return [self._word(item) for item in value]
+            return [self.word(item, pass_name) for item in value]
         if isinstance(value, dict):
-            return {str(name): self._word(item) for name, item in value.items()}
+            return {str(name): self.word(item, pass_name) for name, item in value.items()}
         kind = {torch.dtype: "format", torch.device: "device"}.get(type(value), "other")
         return {f"<{kind}>": str(value).removeprefix("torch.")}
 
-    def _tensor(self, tensor: Tensor) -> dict[str, Any]:
-        local = sampling.plain(tensor)
+    def _tensor(self, tensor: Tensor, pass_name: str) -> dict[str, Any]:
         told = {"<format>": str(tensor.dtype).removeprefix("torch.")}
-        if local is None or self._bytes > MOST_BYTES or tensor.is_complex():
+        if self._bytes[pass_name] > MOST_BYTES or tensor.is_complex():
             return told | {"<tensor>": -1}
-        self._bytes += local.numel() * local.element_size()
-        narrow = local.dtype == torch.bfloat16 or (
-            local.is_floating_point() and local.dtype.itemsize == 1
-        )
-        # Copies are made outside of the mode: it would see them.
-        whole = (local.to(torch.float32) if narrow else local).cpu().clone()
-        number = len(self._arrays)
-        self._arrays[str(number)] = whole.numpy()
-        return told | {"<tensor>": number}
+        try:
+            whole = _copied(tensor)
+        except (RuntimeError, TypeError, MemoryError):  # the program goes on without its copy
+            whole = None
+        return told | {"<tensor>": -1 if whole is None else self._number(whole, pass_name)}
+
+    def _number(self, whole: np.ndarray, pass_name: str) -> int:
+        key = hashlib.blake2b(f"{whole.dtype.str}{whole.shape}".encode(), digest_size=16)
+        key.update(whole.tobytes())
+        number = self._known.setdefault(key.digest(), len(self._arrays))
+        if number == len(self._arrays):
+            self._bytes[pass_name] += whole.nbytes
+            self._arrays[str(number)] = whole
+        return number
 
     def frame(self) -> Frame:
         """All of it."""
-        return Frame("operators", {**self._head, "operators": self._told}, self._arrays)
+        return Frame("operators", {**self._head, **self._told}, self._arrays)
+
+
+class Following(TorchDispatchMode):
+    """Tells the trace of each operator; the operators run as they do without it."""
+
+    def __init__(self, trace: OperatorTrace, pass_name: str, more: dict[str, Any]) -> None:
+        super().__init__()
+        self._trace, self._pass, self._more = trace, pass_name, more
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator, and keep what it took (before it could change it) and gave."""
+        taken = {
+            "args": self._trace.word(args, self._pass),
+            "kwargs": self._trace.word(kwargs or {}, self._pass),
+        }
+        result = func(*args, **(kwargs or {}))
+        out = self._trace.word(result, self._pass)
+        self._trace.add(self._pass, {"name": str(func), **self._more, **taken, "out": out})
+        return result
+
+
+def _copied(tensor: Tensor) -> np.ndarray | None:
+    """The tensor's own elements on the host, unseen by every mode; None where it has none."""
+    with _disable_current_modes():
+        local = sampling.plain(tensor)
+        if local is None:
+            return None
+        narrow = local.dtype == torch.bfloat16 or (
+            local.is_floating_point() and local.dtype.itemsize == 1
+        )
+        # Exact: numpy has no bfloat16.
+        return (local.to(torch.float32) if narrow else local).cpu().contiguous().clone().numpy()

@@ -227,7 +227,7 @@ class Recorder:
             return None
         while self._stack.pop() is not module:
             pass  # one that was left without a word
-        self._whole.leave(module)
+        self._whole.leave(module, output)
         if self._is_off():
             return None
         moved = None
@@ -281,7 +281,7 @@ class Recorder:
         for path, module in root.named_modules():
             if module not in self._modules:
                 self._modules[module] = self._number((prefix + path).rstrip(".") or title)
-                self._whole.name(module, prefix + path)
+                self._whole.name(module, (prefix + path).rstrip(".") or title)
         for name, parameter in root.named_parameters():
             self._weights[id(parameter)] = (self._number(prefix + name), parameter)
 

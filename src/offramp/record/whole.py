@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from offramp.record import rows, sampling
+from offramp.record import backward, rows, sampling
 from offramp.record.frames import Frame
-from offramp.record.operators import OperatorTrace
+from offramp.record.gathering import tensors_of
+from offramp.record.operators import Following, OperatorTrace
 from offramp.record.part import Part
+
+
+@dataclass(frozen=True)
+class _Tracing:
+    """The module that is followed, and the place of its first node in the order of nodes."""
+
+    module: nn.Module
+    trace: OperatorTrace
+    mode: Following
+    since: int
 
 
 class Whole:
@@ -22,8 +36,9 @@ class Whole:
     def __init__(self, part: Part) -> None:
         self._part = part
         self._names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-        self._tracing: tuple[nn.Module, OperatorTrace] | None = None
-        self._frames: list[Frame] = []
+        self._tracing: _Tracing | None = None
+        self._traces: list[OperatorTrace] = []
+        self._handles: list[RemovableHandle] = []
         self._kept: list[tuple[list[int | str], Tensor]] = []
 
     def enter(self, step: int, module: nn.Module, call: int) -> None:
@@ -32,16 +47,27 @@ class Whole:
         is_asked = name is not None and (not self._part.steps or step in self._part.steps)
         if is_asked and self._tracing is None:
             trace = OperatorTrace(step, str(name), call)
-            self._tracing = (module, trace)
-            trace.__enter__()
+            self._tracing = _Tracing(module, trace, trace.forward(), backward.now())
+            self._tracing.mode.__enter__()
 
-    def leave(self, module: nn.Module | None) -> None:
-        """The module ends; None: whatever is followed does."""
-        if self._tracing is None or module not in (None, self._tracing[0]):
+    def leave(self, module: nn.Module | None, output: Any = None) -> None:
+        """The module ends with an output: its backward pass is followed until `frames`.
+
+        None: whatever is followed ends.
+        """
+        if module is None:
+            self._put_back()
+        if self._tracing is None or module not in (None, self._tracing.module):
             return
-        trace, self._tracing = self._tracing[1], None
-        trace.__exit__(None, None, None)
-        self._frames.append(trace.frame())
+        ended, self._tracing = self._tracing, None
+        ended.mode.__exit__(None, None, None)
+        self._traces.append(ended.trace)
+        self._handles += backward.follow(ended.trace, tensors_of(output), ended.since)
+
+    def _put_back(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def name(self, module: nn.Module, name: str) -> None:
         """Tell the name of a module."""
@@ -65,8 +91,9 @@ class Whole:
 
     def frames(self) -> Iterator[Frame]:
         """What was kept, as frames, each at most a step's; nothing is kept afterwards."""
-        yield from self._frames
-        self._frames = []
+        self._put_back()
+        traces, self._traces = self._traces, []
+        yield from (trace.frame() for trace in traces)
         if not self._kept:
             return
         arrays: dict[str, np.ndarray] = {}
