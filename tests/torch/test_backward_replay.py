@@ -88,7 +88,7 @@ def named(a: Recording, b: Recording, step: int, *noise: Recording) -> str:
     assert place is not None
     assert (place.step, place.pass_name) == (step, BACKWARD)
     assert (place.step, place.module) in a.operators
-    return run.bisect(found, a.path, b.path)
+    return run.bisect(found, a.path, b.path)[1]
 
 
 @pytest.fixture(autouse=True)

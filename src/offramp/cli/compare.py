@@ -77,7 +77,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.recordings:
         a, b = map(Path, arguments.recordings)
         found = run.files(a, b, [Path(path) for path in arguments.noise], arguments.margin)
-        operator = run.bisect(found, a, b) if arguments.bisect else ""
+        found, operator = run.bisect(found, a, b) if arguments.bisect else (found, "")
     else:
         found, operator = _record(arguments)
     if arguments.json:
@@ -124,7 +124,7 @@ def _record(arguments: argparse.Namespace) -> tuple[Compared, str]:
         a, b, _ = run.record(
             again, (first, second), folder / "operators", 0, tell, arguments.memory
         )
-        return found, run.bisect(found, a, b)
+        return run.bisect(found, a, b)
 
 
 def _check(arguments: argparse.Namespace) -> None:

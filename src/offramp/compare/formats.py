@@ -9,6 +9,7 @@ are rounded to float32 and added one after the other. The one that is nearest is
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,18 +29,31 @@ _AT_ONCE = (1, 4, 8, 16, 32)  # products that are added before their sum is roun
 _CHUNKS = (8, 16, 32, 64, 128, 256, 512, 1024)
 _NEAR = 0.99  # of the elements: the others may be off by an order of summation
 _UNLIKELY = 0.1  # of the elements: how many a rounding to the nearest does not explain
+_FLUSH = "no subnormal numbers (flush to zero)"
 Candidate = tuple[str, np.ndarray]
 
 
-def explain(frame: Frame, told: Mapping[str, Any]) -> str:
-    """Which arithmetic gives what an operator gave, or which are left, in words; empty: unknown."""
+@dataclass(frozen=True)
+class Explained:
+    """What is known of an operator's result.
+
+    arithmetic  that gives it, or those that are left; empty: none that was tried does
+    text        how well
+    """
+
+    arithmetic: str = ""
+    text: str = ""
+
+
+def explain(frame: Frame, told: Mapping[str, Any]) -> Explained:
+    """Which arithmetic gives what an operator gave."""
     found = replay.results(frame, told)
     if not found:
-        return ""
+        return Explained()
     place = max(range(len(found)), key=lambda at: (found[at].error, bool(found[at].is_flushed)))
     worst = found[place]
     if _is_flushed(frame, told, place, worst):
-        return "its result is that of a chip without subnormal numbers (flush to zero)"
+        return Explained(_FLUSH, f"its result is that of arithmetic with {_FLUSH}")
     taken = product(frame, told)
     if taken is not None:
         got, exact = worst.got.reshape(-1)[taken.sample], taken.exact()
@@ -47,24 +61,26 @@ def explain(frame: Frame, told: Mapping[str, Any]) -> str:
     else:
         got, exact = worst.got, worst.nearest
         said = _nearest(got, exact, list(_of_factors(frame, told, place)))
-    return said or _by_rounding(worst)
+    return said if said.arithmetic else _by_rounding(worst)
 
 
-def _nearest(got: np.ndarray, exact: np.ndarray, tried: Sequence[Candidate]) -> str:
-    """The one that is nearest by far, or those that are left; empty: none is near."""
+def _nearest(got: np.ndarray, exact: np.ndarray, tried: Sequence[Candidate]) -> Explained:
+    """The one that is nearest by far, or those that are left; nothing where none is near."""
     base = apart(got, exact)
     changing = [(words, values) for words, values in tried if apart(values, exact) > 0]
     scored = sorted((apart(got, values), words) for words, values in changing)
     if not scored or scored[0][0] > base / MARGIN:
-        return ""
+        return Explained()
     best = scored[0][0]
     near = [words for error, words in scored if error <= MARGIN * best]
     if len(near) > 1:
-        more = f" and {len(near) - MOST_NAMED} more" if len(near) > MOST_NAMED else ""
-        return "its result is that of one of these: " + "; ".join(near[:MOST_NAMED]) + more
+        left = near[:MOST_NAMED]
+        left += [f"{len(near) - MOST_NAMED} more"] * (len(near) > MOST_NAMED)
+        said = " or ".join(left)
+        return Explained(said, f"its result is that of {said}, which give the same here")
     to = "to the bit" if best == 0 else f"to {best:.1g} of its size"
-    next_ = f"; next to it are {scored[1][1]}, off by {scored[1][0]:.1g}" if scored[1:] else ""
-    return f"its result is that of {near[0]}, {to}{next_}"
+    next_ = f"; the next, {scored[1][1]}, is off by {scored[1][0]:.1g}" if scored[1:] else ""
+    return Explained(near[0], f"its result is that of {near[0]}, {to}{next_}")
 
 
 def _of_product(taken: Product) -> Iterator[Candidate]:
@@ -125,13 +141,13 @@ def _flushed(values: np.ndarray, form: str) -> np.ndarray:
     return np.where(np.abs(values) < torch.finfo(getattr(torch, form)).tiny, 0.0, values)
 
 
-def _by_rounding(one: Result) -> str:
+def _by_rounding(one: Result) -> Explained:
     """What results show of how they were rounded: in units of the last place from float64's."""
     found = torch.finfo(getattr(torch, one.format))
     size = np.abs(one.exact)
     inside = np.isfinite(one.got) & (size >= found.tiny) & (size <= found.max)
     if not inside.any() or found.bits > 32:
-        return ""
+        return Explained()
     exact, got = one.exact[inside], one.got[inside]
     unit = np.ldexp(found.eps, np.frexp(exact)[1] - 1)
     off = (got - exact) / unit
@@ -140,6 +156,8 @@ def _by_rounding(one: Result) -> str:
         towards_zero = float((off * np.sign(exact) <= 1e-3).mean())
         if odd > _UNLIKELY:
             how = "cut off" if towards_zero > _NEAR else "rounded up or down as if by chance"
-            return f"its results are {how}: {odd:.0%} are not the nearest of {one.format}"
+            said = f"its results are {how}: {odd:.0%} are not the nearest of {one.format}"
+            return Explained(f"results {how}", said)
     most = float(np.abs(off).max())
-    return f"no arithmetic that was tried gives it; off by up to {most:.3g} units in the last place"
+    said = f"no arithmetic that was tried gives it, up to {most:.3g} units in the last place off"
+    return Explained("", said)

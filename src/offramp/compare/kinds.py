@@ -52,16 +52,14 @@ def kind_of(pair: Pair, row: int, before: Pair | None, module_kind: str) -> Kind
     if a[NONFINITE] != b[NONFINITE]:
         where = "the second" if b[NONFINITE] > a[NONFINITE] else "the first"
         return Kind(f"non-finite values in {where} only ({max(a[NONFINITE], b[NONFINITE]):.2%})")
+    flushed = _flushed(pair, row, a, b)
+    if flushed is not None:
+        return flushed
     if (a[NORM] == 0) != (b[NORM] == 0):
         return Kind(f"all zero in the {'second' if b[NORM] == 0 else 'first'} only")
     if max(a[GRID], b[GRID]) > 0.99 and min(a[GRID], b[GRID]) < 0.5:
         where = "second" if b[GRID] > a[GRID] else "first"
         return Kind(f"rounded to bfloat16 in the {where}", error < BF16[1], True)
-    if max(a[SUBNORMAL], b[SUBNORMAL]) > 0 and min(a[SUBNORMAL], b[SUBNORMAL]) == 0:
-        where = "second" if b[SUBNORMAL] == 0 else "first"
-        return Kind(
-            f"flush to zero in the {where}: it has no subnormal numbers", error < BF16[1], True
-        )
     if before is not None and _stayed(pair, row, before):
         return Kind(f"stale: the values of step {before.number} again")
     elements = float(a[0])
@@ -71,6 +69,21 @@ def kind_of(pair: Pair, row: int, before: Pair | None, module_kind: str) -> Kind
     if error > 0.1 and abs(a[NORM] - b[NORM]) < 1e-5 * a[NORM] and elements >= LEAST_ELEMENTS:
         return Kind("the same values in another order (norms agree)")
     return _by_size(pair, row, error, along, elements, module_kind)
+
+
+def _flushed(pair: Pair, row: int, a: np.ndarray, b: np.ndarray) -> Kind | None:
+    """Zeros where the other run has subnormal numbers, and no larger difference than these make."""
+    share = max(a[SUBNORMAL], b[SUBNORMAL])
+    if not share or min(a[SUBNORMAL], b[SUBNORMAL]):
+        return None
+    where = "second" if a[SUBNORMAL] else "first"
+    least = rows.LEAST_NORMAL[int(pair.column("format")[row])]
+    # All elements of the sample that are subnormal, each as large as it can be.
+    most = least * np.sqrt(share * a[0]) / max(a[NORM], b[NORM])
+    error = float(pair.error[row])
+    if not (error < BF16[1] or error <= most):
+        return None
+    return Kind(f"flush to zero in the {where}: it has no subnormal numbers", True, True)
 
 
 def _by_size(

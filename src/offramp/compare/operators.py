@@ -29,14 +29,16 @@ BESIDE = 0.1  # of the largest error: what is smaller comes of rounding
 class Named:
     """What the replay found.
 
-    operator  its name; empty: none stands out
-    text      what is different about it, or why nothing could be said
-    errors    of each operator: name, error in the first run, in the second
+    operator    its name; empty: none stands out
+    text        what is different about it, or why nothing could be said
+    errors      of each operator: name, error in the first run, in the second
+    arithmetic  that explains its result; empty: none is known to
     """
 
     operator: str
     text: str
     errors: tuple[tuple[str, float, float], ...] = ()
+    arithmetic: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,5 +174,6 @@ def _standing(off: Sequence[_Off], errors: Sequence[tuple[str, float, float]]) -
             if one.flushed:
                 said = f"{one.call.words} gives zeros for subnormal numbers in the {where} only"
             more = formats.explain(one.call.frame, one.call.told)
-            return Named(one.call.name, f"{said}; {more}" if more else said, tuple(errors))
+            said = f"{said}; {more.text}" if more.text else said
+            return Named(one.call.name, said, tuple(errors), more.arithmetic)
     return None

@@ -77,17 +77,23 @@ def _device(recording: Recording) -> str:
     return f"{device}, virtual" if chip else str(device)
 
 
-def bisect(found: Compared, a: Path, b: Path) -> str:
-    """Which operator of the first module that differs is to blame, in words."""
+def bisect(found: Compared, a: Path, b: Path) -> tuple[Compared, str]:
+    """Which operator of the first module that differs is to blame, in words.
+
+    And the comparison, whose verdict names the arithmetic where that explains the operator.
+    """
     from offramp.compare import operators
 
     place = found.verdict.place
     reason = not_replayed(found)
     if reason or place is None:
-        return reason
+        return found, reason
     first, second = (read_ranks(path)[found.rank] for path in (a, b))
     named = operators.bisect(first, second, place.step, place.module, place.pass_name)
-    return f"{named.operator}: {named.text}" if named.operator else named.text
+    if named.arithmetic:
+        told = replace(found.verdict, verdict=PRECISION, kind=named.arithmetic)
+        found = replace(found, verdict=told)
+    return found, f"{named.operator}: {named.text}" if named.operator else named.text
 
 
 def not_replayed(found: Compared) -> str:

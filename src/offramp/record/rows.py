@@ -26,3 +26,5 @@ WORDS = (
 COLUMNS = ("what", "name", "call", "place", "owner", "link", "of", "format", "shape")
 FORMATS = ("float64", "float32", "bfloat16", "float16", "float8", "integer")
 EPSILONS = (2.0**-52, 2.0**-23, 2.0**-7, 2.0**-10, 2.0**-3, 0.0)
+# The least normal number of each, of 8-bit ones that of e4m3.
+LEAST_NORMAL = (2.0**-1022, 2.0**-126, 2.0**-126, 2.0**-14, 2.0**-6, 0.0)
