@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from offramp.record import rows, sampling
 from offramp.record.part import Part
@@ -226,3 +227,37 @@ def test_a_failing_recorder_is_never_in_the_way(
     found, result = recorded(tmp_path / "a.rec")
     assert result[0] == plain[0]
     assert "ZeroDivisionError: planted" in found.notes[0]
+
+
+class Twice(nn.Module):
+    """Two layers that are computed again in the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        inner = lambda x: self.two(self.one(x).tanh())  # noqa: E731
+        return checkpoint(inner, x_BC, use_reentrant=False)
+
+
+def test_recomputed_passes_are_left_alone(tmp_path: Path) -> None:
+    def work() -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(Twice(), nn.Linear(8, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            model(torch.ones(2, 8)).mean().backward()
+            optimizer.step()
+
+    found, _ = recorded(tmp_path / "a.rec", work, tensors="0", steps=(0,))
+    assert not found.notes
+    rows_of_one = found.steps[0].rows
+    assert rows_of_one is not None
+    outputs = rows_of_one.table[rows_of_one.column("what") == rows.OUTPUT]
+    assert [found.names[n] for n in outputs[:, 1]] == ["0.one", "0.two", "0", "1", "<Sequential>"]
+    head = found.operators[(0, "0")].head
+    forward = ["aten.t.default", "aten.addmm.default", "aten.tanh.default"]
+    assert [told["name"] for told in head["operators"]] == [*forward, *forward[:2]]
+    again = [told["name"] for told in head["backward"] if told["name"] == "aten.addmm.default"]
+    assert again  # by the node that needs its result

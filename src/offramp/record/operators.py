@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,12 @@ class OperatorTrace:
 
     Tensors are numbered by their content, so that the number tells which of those that operators
     met before an operator was given.
+
+    is_unseen  whether what is called now is the recorder's own doing
     """
 
-    def __init__(self, step: int, module: str, call: int) -> None:
+    def __init__(self, step: int, module: str, call: int, is_unseen: Callable[[], bool]) -> None:
+        self.is_unseen = is_unseen
         self._head = {"step": step, "module": module, "call": call}
         self._told: dict[str, list[dict[str, Any]]] = {"operators": [], "backward": []}
         self._bytes = dict.fromkeys(self._told, 0)
@@ -88,6 +92,8 @@ class Following(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operator, and keep what it took (before it could change it) and gave."""
+        if self._trace.is_unseen():
+            return func(*args, **(kwargs or {}))
         taken = {
             "args": self._trace.word(args, self._pass),
             "kwargs": self._trace.word(kwargs or {}, self._pass),

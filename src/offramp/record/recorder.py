@@ -43,7 +43,8 @@ def _guarded(hook: Hook) -> Hook:
         if self.closed or os.getpid() != self.pid:
             return None
         try:
-            return hook(self, *args, **kwargs)
+            with self._whole.unseen():
+                return hook(self, *args, **kwargs)
         except Exception as error:
             self.give_up(f"{type(error).__name__}: {error}")
             return None
@@ -222,7 +223,7 @@ class Recorder:
         self._whole.enter(self._step, module, call)
 
     @_guarded
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
         if not any(one is module for one in self._stack):
             return None
         while self._stack.pop() is not module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -40,13 +41,23 @@ class Whole:
         self._traces: list[OperatorTrace] = []
         self._handles: list[RemovableHandle] = []
         self._kept: list[tuple[list[int | str], Tensor]] = []
+        self._is_unseen = False
+
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """What the recorder itself calls is no operator of a module that is followed."""
+        self._is_unseen = True
+        try:
+            yield
+        finally:
+            self._is_unseen = False
 
     def enter(self, step: int, module: nn.Module, call: int) -> None:
         """Follow the operators of a module that was asked for, unless one around it is followed."""
         name = self._names.get(module)
         is_asked = name is not None and (not self._part.steps or step in self._part.steps)
         if is_asked and self._tracing is None:
-            trace = OperatorTrace(step, str(name), call)
+            trace = OperatorTrace(step, str(name), call, lambda: self._is_unseen)
             self._tracing = _Tracing(module, trace, trace.forward(), backward.now())
             self._tracing.mode.__enter__()
 
