@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from offramp.record import rows, sampling
 from offramp.record.part import Part
+from offramp.record.perturbing import Perturbation
 from offramp.record.recorder import Recorder
 from offramp.record.recording import Recording, read
 
@@ -177,6 +178,15 @@ def test_noise_is_of_rounding_size_and_repeats(tmp_path: Path) -> None:
     assert [s.random for s in one.steps] == [s.random for s in plain.steps]
     apart = abs(one.losses / plain.losses - 1)
     assert 0 < apart.max() < 1e-4
+
+
+def test_noise_is_the_same_whatever_the_default_device(tmp_path: Path) -> None:
+    x = torch.arange(1.0, 100.0)
+    plain = Perturbation(4).output(x)
+    with torch.device("meta"):
+        moved = Perturbation(4).output(x)
+    assert torch.equal(moved, plain)
+    assert not torch.equal(moved, x)
 
 
 def test_a_scaled_loss_is_told_unscaled(tmp_path: Path) -> None:

@@ -45,7 +45,10 @@ class Perturbation:
     def _factors(self, like: Tensor) -> Tensor:
         eps = torch.finfo(like.dtype).eps
         kinds = 3 if eps < _NARROW_EPS else 2 * NARROW_SHARE
-        drawn = torch.randint(0, kinds, like.shape, generator=self._generator, dtype=torch.uint8)
-        table = torch.ones(kinds, dtype=torch.float64)
+        host = torch.device("cpu")  # where the generator is, whatever the program's default is
+        drawn = torch.randint(
+            0, kinds, like.shape, generator=self._generator, dtype=torch.uint8, device=host
+        )
+        table = torch.ones(kinds, dtype=torch.float64, device=host)
         table[0], table[1] = 1 + eps, 1 - eps / 2
         return table.to(like.dtype)[drawn.int()].to(like.device)
