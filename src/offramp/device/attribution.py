@@ -16,30 +16,11 @@ from torch import nn
 from torch.nn.modules import module as hooks
 from torch.optim import optimizer as optimizers
 
+from offramp.names import Names
+
 OTHER, OPTIMIZER, DATA = 0, 3, 4  # phases, as on the tape
 BEGIN, END = 0, 1
 STEP = "optimizer.step"
-
-
-class Names:
-    """Texts by number, in the order in which they were first met; number 0 is the empty text."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {"": 0}
-        self._new: list[str] = [""]
-
-    def number(self, text: str) -> int:
-        """The number of a text."""
-        found = self._numbers.get(text)
-        if found is None:
-            found = self._numbers[text] = len(self._numbers)
-            self._new.append(text)
-        return found
-
-    def take_new(self) -> list[str]:
-        """The texts met since the last call."""
-        taken, self._new = self._new, []
-        return taken
 
 
 class Attribution:

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from offramp.device import uncomputed
-from offramp.device.attribution import Attribution, Names
+from offramp.device.attribution import Attribution
 from offramp.device.virtual import VirtualDevice
+from offramp.names import Names
 
 PARAMETERS, GRADIENTS, OPTIMIZER = 1, 2, 3  # categories of memory, as on the tape
 KNOWN_BYTES = 1 << 20
@@ -36,7 +37,7 @@ class Recording:
 
     def __init__(self, device: VirtualDevice, step_ended: Callable[[int], None]) -> None:
         self._core = device.native
-        self._names = Names()
+        self._names = Names("")  # number 0: of nothing
         self._step_ended = step_ended
         self._filed: set[int] = set()
         self._largest: tuple[int, int] = (0, 0)  # elements and identity of the main optimizer

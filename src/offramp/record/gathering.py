@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,19 @@ _FORMAT = {  # places in rows.FORMATS
     torch.bfloat16: 2,
     torch.float16: 3,
 }
+
+
+@functools.cache
+def _format(dtype: torch.dtype) -> tuple[int, float]:
+    """The place in rows.FORMATS, and the least normal number."""
+    if not dtype.is_floating_point:
+        return 5, 0.0
+    return _FORMAT.get(dtype, 4), torch.finfo(dtype).tiny
+
+
+@functools.lru_cache(maxsize=4096)
+def _checksum(shape: tuple[int, ...]) -> int:
+    return zlib.crc32(repr(list(shape)).encode())
 
 
 def tensors_of(value: Any, depth: int = 0) -> Iterator[Tensor]:
@@ -70,12 +84,10 @@ class Gathered:
         if link < 0 and taken is None:
             return -1
         row = len(self._rows)
-        shape = zlib.crc32(repr(list(tensor.shape)).encode())
-        kind = _FORMAT.get(tensor.dtype, 4 if tensor.is_floating_point() else 5)
-        self._rows.append([*place, owner, link, of, kind, shape])
+        kind, tiny = _format(tensor.dtype)
+        self._rows.append([*place, owner, link, of, kind, _checksum(tuple(tensor.shape))])
         self._samples.append(taken)
-        floating = tensor.is_floating_point()
-        self._tiny.append(torch.finfo(tensor.dtype).tiny if floating else 0.0)
+        self._tiny.append(tiny)
         if links and link < 0:
             self._known[id(tensor)] = (weakref.ref(tensor), tensor._version, row)
         return row

@@ -1,8 +1,13 @@
 """The recorder inside a program: hooks on modules, tensors, optimizers and `backward`.
 
 A step is what lies between two forward passes that an optimizer's step separates. Work without
-gradients (evaluation) and recomputed forward passes are not recorded. [Note: never in the way] The
-recorder changes nothing that the program computes; where it fails it says so in the file and stops.
+gradients (evaluation) and recomputed forward passes are not recorded.
+
+[Note: never in the way] The recorder changes nothing that the program computes; where it fails it
+says so in the file and stops.
+
+[Note: ordinary steps] Every call of a module comes by here. In a step without details only calls
+from outside of any module matter: the others are sent back by `_enter` and `_leave` themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +21,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +30,7 @@ from torch.optim import optimizer as optimizers
 from offramp.record import configuration, rows, sampling, surroundings
 from offramp.record.frames import Frame, FrameWriter
 from offramp.record.gathering import Gathered, tensors_of
+from offramp.record.modules import Modules
 from offramp.record.part import Part, path_of_rank
 from offramp.record.perturbing import Perturbation
 from offramp.record.whole import Whole
@@ -58,11 +63,8 @@ class Recorder:
     def __init__(self, part: Part) -> None:
         self.part, self.pid, self.closed = part, os.getpid(), False
         self._writer: FrameWriter | None = None
-        self._modules: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-        self._roots: list[tuple[nn.Module, str]] = []
-        self._numbers: dict[str, int] = {}
-        self._new_names: list[str] = []
-        self._weights: dict[int, tuple[int, Tensor]] = {}  # by identity: number of the name
+        self._modules = Modules()
+        self._names = self._modules.names
         self._perturbs = Perturbation(part.perturb) if part.perturb >= 0 else None
         self._whole = Whole(part)
         self._stack: list[nn.Module] = []
@@ -117,6 +119,7 @@ class Recorder:
 
     def _begin_step(self) -> None:
         self._rows: Gathered | None = None
+        self._follows = self._perturbs is not None  # every call; see [Note: ordinary steps]
         self._calls: Counter[int] = Counter()
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
@@ -137,8 +140,8 @@ class Recorder:
         ).hexdigest()
         if not self.part.is_detailed(self._step) or self._full:
             return
-        self._rows = Gathered(self.part.sample)
-        for root, prefix in self._roots:
+        self._rows, self._follows = Gathered(self.part.sample), True
+        for root, prefix in self._modules.roots():
             self._add_weights(root, prefix)
 
     def _add_weights(self, root: nn.Module, prefix: str) -> None:
@@ -146,7 +149,7 @@ class Recorder:
             return
         for name, tensor in (*root.named_parameters(), *root.named_buffers()):
             if tensor.is_floating_point():
-                number = self._number(prefix + name)
+                number = self._names.number(prefix + name)
                 self._rows.add(tensor, (rows.WEIGHT, number, 0, 0), links=True)
 
     def _end_step(self) -> None:
@@ -157,7 +160,7 @@ class Recorder:
         for handle in self._tensor_hooks:
             handle.remove()
         if self._rows is not None and not self.part.is_detailed(self._step + 1):
-            for number, parameter in self._weights.values():
+            for number, parameter in self._modules.parameters():
                 self._rows.add(parameter, (rows.UPDATED, number, 0, 0))
         arrays = {} if self._rows is None else self._rows.finish()
         if self._rows is not None and self._rows.left_out:
@@ -177,9 +180,8 @@ class Recorder:
             "data": configuration.digest(integers, 0) if integers else "",
             "floats": configuration.digest(floats, 0) if floats else "",
             "random": self._random,
-            "names": self._new_names,
+            "names": self._names.take_new(),
         }
-        self._new_names = []
         self._writer.write(Frame("step", head, arrays))
         for frame in self._whole.frames():
             self._writer.write(frame)
@@ -193,22 +195,33 @@ class Recorder:
     # Modules.
 
     def _is_off(self) -> bool:
-        return (
-            torch.compiler.is_compiling()
-            or not torch.is_grad_enabled()
-            or torch._C._current_graph_task_id() != -1
-        )
+        return not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if self._stack and not self._follows and module is not self._stack[0]:
+            return
+        self._begin_call(module, args)
+
+    def _leave(self, module: nn.Module, args: Any, *given: Any) -> Any:
+        """`given`: keywords and output; of a forward pass that failed None alone."""
+        if torch.compiler.is_compiling():
+            return None
+        if not self._follows and (not self._stack or module is not self._stack[-1]):
+            return None
+        return self._end_call(module, given[0] if len(given) > 1 else {}, given[-1])
 
     @_guarded
-    def _enter(self, module: nn.Module, args: Any) -> None:
+    def _begin_call(self, module: nn.Module, args: Any) -> None:
         if self._is_off():
             return
         if not self._stack:
             self._enter_root(module, args)
         elif module not in self._modules:
-            self._name(self._stack[0], *self._roots[0][1:])
-        number = self._modules.get(module, -1)
-        owner = self._modules.get(self._stack[-1], -1) if self._stack else -1
+            self._learn(self._stack[0])
+        number = self._modules.number(module)
+        owner = self._modules.number(self._stack[-1]) if self._stack else -1
         self._stack.append(module)
         self._calls[number] += 1
         call = self._calls[number] - 1
@@ -223,7 +236,7 @@ class Recorder:
         self._whole.enter(self._step, module, call)
 
     @_guarded
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
+    def _end_call(self, module: nn.Module, kwargs: Any, output: Any) -> Any:
         if not any(one is module for one in self._stack):
             return None
         while self._stack.pop() is not module:
@@ -231,14 +244,16 @@ class Recorder:
         self._whole.leave(module, output)
         if self._is_off():
             return None
+        if not self._stack:
+            self._add_inputs(kwargs)
         moved = None
         if self._perturbs is not None and not module._modules and output is not None:
             output = moved = self._perturbs.output(output)
-        number = self._modules.get(module, -1)
+        number = self._modules.number(module)
         call = self._calls[number] - 1
         if self._rows is None or number < 0 or call >= MOST_CALLS:
             return moved
-        owner = self._modules.get(self._stack[-1], -1) if self._stack else -1
+        owner = self._modules.number(self._stack[-1]) if self._stack else -1
         for place, tensor in enumerate(tensors_of(kwargs)):
             self._add(tensor, (rows.INPUT, number, call, 100 + place), owner)
         for place, tensor in enumerate(tensors_of(output)):
@@ -247,51 +262,32 @@ class Recorder:
         return moved
 
     def _enter_root(self, module: nn.Module, args: Any) -> None:
-        if self._writer is None:
-            self._open()
+        writer = self._writer or self._open()
         if self._stepped:
             self._end_step()
         is_new = module not in self._modules
         if is_new:
             if self._perturbs is not None:
                 self._perturbs.weights(module)
-            self._add_root(module)
+            self._modules.add_root(module)
+            self._learn(module)
+            writer.write(Frame("model", configuration.model(module, self._modules.prefix(module))))
         if not self._begun:
             self._start()
         elif is_new:
-            self._add_weights(*self._roots[-1])
-        for tensor in tensors_of(args):
+            self._add_weights(module, self._modules.prefix(module))
+        self._add_inputs(args)
+
+    def _add_inputs(self, given: Any) -> None:
+        """Keep what a root was given, for its checksum; a tensor that has a history is not data."""
+        for tensor in tensors_of(given):
             taken = sampling.sample(tensor, _DATA_ELEMENTS)
             if taken is not None and not tensor.requires_grad:
                 self._inputs.append(taken)
 
-    def _add_root(self, root: nn.Module) -> None:
-        assert self._writer is not None
-        title = type(root).__name__
-        taken = {prefix for _, prefix in self._roots}
-        prefix = "" if "" not in taken and any(root.children()) else f"{title}."
-        count = 2
-        while prefix in taken:
-            prefix, count = f"{title}-{count}.", count + 1
-        self._roots.append((root, prefix))
-        self._name(root, prefix)
-        self._writer.write(Frame("model", configuration.model(root, prefix)))
-
-    def _name(self, root: nn.Module, prefix: str) -> None:
-        title = f"<{type(root).__name__}>"
-        for path, module in root.named_modules():
-            if module not in self._modules:
-                self._modules[module] = self._number((prefix + path).rstrip(".") or title)
-                self._whole.name(module, (prefix + path).rstrip(".") or title)
-        for name, parameter in root.named_parameters():
-            self._weights[id(parameter)] = (self._number(prefix + name), parameter)
-
-    def _number(self, name: str) -> int:
-        found = self._numbers.get(name)
-        if found is None:
-            found = self._numbers[name] = len(self._numbers)
-            self._new_names.append(name)
-        return found
+    def _learn(self, outer: nn.Module) -> None:
+        for module, name in self._modules.learn(outer):
+            self._whole.name(module, name)
 
     # Tensors.
 
@@ -300,7 +296,7 @@ class Recorder:
         if not tensor.is_floating_point():
             return
         row = self._rows.add(tensor, place, owner=owner, links=True)
-        if row < 0 or not tensor.requires_grad or id(tensor) in self._weights:
+        if row < 0 or not tensor.requires_grad or self._modules.weight(tensor) >= 0:
             return
         gathered = self._rows
         if gathered.is_linked(row):
@@ -318,7 +314,7 @@ class Recorder:
             return
         self._hooked.add(id(parameter))
         gathered = self._rows
-        number = self._weights.get(id(parameter), (-1, None))[0]
+        number = self._modules.weight(parameter)
 
         def came_back(gradient: Tensor) -> None:
             if not self.closed and gradient is not None and number >= 0:
@@ -339,28 +335,20 @@ class Recorder:
             if loss.numel() == 1 and taken is not None:
                 self._losses.append(taken)
                 if self._rows is not None:
-                    place = (rows.LOSS, self._number("loss"), 0, len(self._losses) - 1)
+                    place = (rows.LOSS, self._names.number("loss"), 0, len(self._losses) - 1)
                     self._rows.add(loss, place)
 
     @_guarded
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        if self._writer is None:
-            self._open()
+        writer = self._writer or self._open()
         if id(optimizer) in self._stepped and self._backwards:
             self._end_step()  # a program without modules
         if id(optimizer) not in self._optimizers_met:
             self._optimizers_met[id(optimizer)] = optimizer
-            assert self._writer is not None
-            self._writer.write(Frame("optimizer", configuration.optimizer(optimizer)))
+            writer.write(Frame("optimizer", configuration.optimizer(optimizer)))
         self._settings.append(surroundings.settings(optimizer))
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        gradients = [
-            g for p in parameters if p.grad is not None for g in surroundings.plain(p.grad)
-        ]
-        with torch.no_grad():
-            for chosen in surroundings.alike(gradients):
-                norms = torch._foreach_norm(chosen)
-                self._norms.append(torch.stack(norms).float().norm())
+        self._norms += surroundings.norms(g for p in parameters if (g := p.grad) is not None)
         self._add_gradients(parameters, rows.STEP_GRADIENT)
 
     @_guarded
@@ -373,9 +361,9 @@ class Recorder:
         for place, parameter in enumerate(parameters):
             if parameter.grad is None:
                 continue
-            number = self._weights.get(id(parameter), (None, None))[0]
-            if number is None:
-                number = self._number(f"parameter.{place}")
+            number = self._modules.weight(parameter)
+            if number < 0:
+                number = self._names.number(f"parameter.{place}")
             self._rows.add(parameter.grad, (what, number, 0, 0))
 
     @_guarded
@@ -383,15 +371,16 @@ class Recorder:
         self._stepped.add(id(optimizer))
         self._backwards = 0
 
-    def _open(self) -> None:
+    def _open(self) -> FrameWriter:
         rank, world = surroundings.place()
         path = path_of_rank(self.part.out, rank)
         try:
-            self._writer = FrameWriter(path)
+            writer = FrameWriter(path)
         except FileExistsError:
-            self._writer = FrameWriter(Path(f"{path}.process{os.getpid()}"))
-        head = configuration.configuration(self.part, rank, world)
-        self._writer.write(Frame("config", head))
+            writer = FrameWriter(Path(f"{path}.process{os.getpid()}"))
+        writer.write(Frame("config", configuration.configuration(self.part, rank, world)))
+        self._writer = writer
+        return writer
 
 
 def begin(part: Part | None) -> None:

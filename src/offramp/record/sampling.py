@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,10 @@ from torch import Tensor
 WIDTH = 32
 STATS = ("elements", "norm", "mean", "max", "nonfinite", "subnormal", "bf16_grid")
 _SEED = 0x0FF7A3
+_BLOCK = 1 << 16  # numbers that are measured together: what they need stays in a processor's cache
 
 
+@functools.lru_cache(maxsize=4096)
 def stride(count: int, limit: int) -> int:
     """Every how many elements one is looked at: coprime to the count, so that no column is left
     out of a matrix."""
@@ -38,11 +41,12 @@ def stride(count: int, limit: int) -> int:
 def plain(tensor: Tensor) -> Tensor | None:
     """The tensor's own elements without its history; None where it has none that can be read."""
     local = tensor.detach()
-    if hasattr(local, "to_local"):
-        local = local.to_local()
-    if local.layout != torch.strided or local.device.type == "meta" or local.numel() == 0:
-        return None
-    if type(local).__name__ in ("FakeTensor", "FunctionalTensor"):
+    if type(local) is not Tensor:
+        if hasattr(local, "to_local"):
+            local = local.to_local()
+        if type(local).__name__ in ("FakeTensor", "FunctionalTensor"):
+            return None
+    if local.layout != torch.strided or local.is_meta or local.numel() == 0:
         return None
     return torch.view_as_real(local) if local.is_complex() else local
 
@@ -64,15 +68,15 @@ def on_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for place, tensor in enumerate(tensors):
         groups.setdefault((tensor.device, tensor.dtype), []).append(place)
-    for (_, dtype), places in groups.items():
-        whole = torch.cat([tensors[p].reshape(-1) for p in places]).cpu()
+    for (device, dtype), places in groups.items():
+        parts = [tensors[p].reshape(-1) for p in places]
+        if device.type != "cpu":
+            counts = [part.numel() for part in parts]
+            parts = list(torch.cat(parts).cpu().split(counts))
         if dtype in (torch.bfloat16, torch.float16):
-            whole = whole.to(torch.float32)  # exact; numpy has no bfloat16
-        array, at = whole.numpy(), 0
-        for place in places:
-            count = tensors[place].numel()
-            found[place] = array[at : at + count]
-            at += count
+            parts = [part.to(torch.float32) for part in parts]  # exact; numpy has no bfloat16
+        for place, part in zip(places, parts, strict=True):
+            found[place] = part.numpy()
     return found
 
 
@@ -83,31 +87,47 @@ def measure(samples: Sequence[np.ndarray], tiny: Sequence[float]) -> tuple[np.nd
     """
     stats = np.zeros((len(samples), len(STATS)))
     sketches = np.zeros((len(samples), WIDTH))
-    groups: dict[int, list[int]] = {}
+    groups: dict[tuple[int, np.dtype[Any]], list[int]] = {}
     for place, values in enumerate(samples):
-        groups.setdefault(len(values), []).append(place)
+        groups.setdefault((len(values), values.dtype), []).append(place)
     least = np.asarray(tiny)
-    for count, places in groups.items():
-        if not count:
-            continue
-        raw = np.stack([samples[p] for p in places]).astype(np.float64)
-        finite = np.isfinite(raw)
-        values = raw if finite.all() else np.where(finite, raw, 0.0)
-        size = np.abs(values)
-        largest = size.max(axis=1)
-        # Squares of the largest numbers would overflow, and of the least vanish.
-        unit = np.where(largest > 0, largest, 1.0)[:, None]
-        stats[places, 0] = count
-        stats[places, 1] = np.sqrt(((values / unit) ** 2).sum(axis=1)) * unit[:, 0]
-        stats[places, 2] = values.mean(axis=1)
-        stats[places, 3] = largest
-        stats[places, 4] = 1.0 - finite.mean(axis=1)
-        stats[places, 5] = ((size > 0) & (size < least[places][:, None])).mean(axis=1)
-        stats[places, 6] = _on_bf16_grid(values)
-        signed = values * _signs(count)
-        room = -count % WIDTH
-        padded = np.pad(signed, ((0, 0), (0, room))) if room else signed
-        sketches[places] = padded.reshape(len(places), -1, WIDTH).sum(axis=1)
+    for (count, _), places in groups.items():
+        together = max(1, _BLOCK // max(count, 1))
+        for at in range(0, len(places) if count else 0, together):
+            block = places[at : at + together]
+            raw = np.stack([samples[p] for p in block])
+            stats[block], sketches[block] = _measure_block(raw, least[block, None])
+    return stats, sketches
+
+
+def _measure_block(raw: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`measure` for samples [R, n] of one length and format, with `least` [R, 1]."""
+    count, values = raw.shape[1], raw.astype(np.float64)
+    size = np.abs(values)
+    nonfinite: np.ndarray | float = 0.0
+    if not np.isfinite(size.max()):
+        finite = np.isfinite(values)
+        values, size = np.where(finite, values, 0.0), np.where(finite, size, 0.0)
+        nonfinite = 1.0 - finite.mean(axis=1)
+    largest = size.max(axis=1)
+    # Squares of the largest numbers would overflow, and of the least vanish.
+    unit = np.where(largest > 0, largest, 1.0)
+    scaled = values / unit[:, None]
+    stats = np.zeros((len(raw), len(STATS)))
+    stats[:, 0] = count
+    stats[:, 1] = np.sqrt(np.einsum("rn,rn->r", scaled, scaled)) * unit
+    stats[:, 2] = values.mean(axis=1)
+    stats[:, 3] = largest
+    stats[:, 4] = nonfinite
+    stats[:, 5] = np.count_nonzero((size > 0) & (size < least), axis=1) / count
+    stats[:, 6] = _on_bf16_grid(values)
+    signs, whole = _signs(count), count - count % WIDTH
+    sketches = np.einsum(
+        "rjw,jw->rw",
+        values[:, :whole].reshape(len(raw), -1, WIDTH),
+        signs[:whole].reshape(-1, WIDTH),
+    )
+    sketches[:, : count - whole] += values[:, whole:] * signs[whole:]
     return stats, sketches
 
 
@@ -117,8 +137,8 @@ def _on_bf16_grid(values: np.ndarray) -> np.ndarray:
         narrow = values.astype(np.float32)
     low = narrow.view(np.uint32) & np.uint32(0xFFFF)
     counted = values != 0
-    fits = ((low == 0) & (narrow == values) & counted).sum(axis=1)
-    return np.asarray(fits / np.maximum(counted.sum(axis=1), 1))
+    fits = np.count_nonzero((low == 0) & (narrow == values) & counted, axis=1)
+    return np.asarray(fits / np.maximum(np.count_nonzero(counted, axis=1), 1))
 
 
 @functools.lru_cache(maxsize=64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -59,18 +59,16 @@ def _set_clip(function: Any) -> None:
     torch.nn.utils.clip_grad.clip_grad_norm_ = function
 
 
-def plain(gradient: Tensor) -> list[Tensor]:
-    """A gradient's own elements, in a list: empty where there are none."""
-    local = sampling.plain(gradient)
-    return [] if local is None else [local]
-
-
-def alike(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """The tensors by device and format."""
+def norms(gradients: Iterable[Tensor]) -> list[Tensor]:
+    """The norm of the gradients of each device and format, where they are."""
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for tensor in tensors:
-        groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    return list(groups.values())
+    for gradient in gradients:
+        is_own = type(gradient) is Tensor and gradient.layout is torch.strided
+        local = gradient if is_own else sampling.plain(gradient)
+        if local is not None:
+            groups.setdefault((local.device, local.dtype), []).append(local)
+    with torch.no_grad():
+        return [torch.stack(torch._foreach_norm(g)).float().norm() for g in groups.values()]
 
 
 def settings(optimizer: Any) -> dict[str, Any]:
