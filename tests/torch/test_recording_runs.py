@@ -75,6 +75,59 @@ def test_each_rank_has_a_file(tmp_path: Path) -> None:
     assert ranks[0].losses.tolist() != ranks[1].losses.tolist()
 
 
+REDUCING = """
+import os, torch
+import torch.distributed as dist
+from torch import nn
+on_chip = torch.cuda.is_available()
+dist.init_process_group("nccl" if on_chip else "gloo")
+rank, device = dist.get_rank(), "cpu"
+if on_chip:
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 8)).to(device)
+optimizer = torch.optim.SGD(model.parameters(), 0.05)
+torch.manual_seed(100 + rank)
+fault = os.environ.get("FAULT", "")
+for step in range(3):
+    x = torch.randn(8, 16).to(device)
+    optimizer.zero_grad()
+    (model(x) - x[:, :8]).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        own = parameter.grad.clone()
+        dist.all_reduce(parameter.grad)
+        if name != "2.weight" or fault != "sum":
+            parameter.grad /= dist.get_world_size()
+        if name == "2.weight" and fault == "skip" and rank == 1:
+            parameter.grad.copy_(own)
+    optimizer.step()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.ranks
+def test_a_fault_of_one_collective_is_found_on_its_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "reduce.py").write_text(REDUCING)
+    launch = ("torchrun", "--standalone", "--nproc-per-node", "2", "reduce.py")
+    where = "step 0, 2 (Linear), between backward and optimizer: gradient at the optimizer of"
+    done = offramp("record", "--out", "a.rec", "--", *launch, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for fault, verdict in (("sum", "different: scaled by 2"), ("skip", "different: values")):
+        monkeypatch.setenv("FAULT", fault)
+        chip = ("--chip", "nvidia-h100:2")
+        done = offramp("record", "--out", f"{fault}.rec", *chip, "--", *launch, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        done = offramp("compare", "a.rec", f"{fault}.rec", folder=tmp_path)
+        said = " ".join(done.stdout.split())
+        assert done.returncode == 1, done.stderr
+        assert verdict in said
+        assert where in said
+        assert f"rank {int(fault == 'skip')}, of 2 that were judged" in said
+
+
 def test_what_cannot_be_recorded_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.rec").write_text("mine")
     done = offramp("record", "--out", "a.rec", "--", "python", "train.py", folder=tmp_path)

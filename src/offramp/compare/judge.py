@@ -270,4 +270,9 @@ def _notes(a: Recording, b: Recording) -> list[str]:
             found.append(f"{title}: the file is {one.flaw}; {len(one.steps)} whole steps were read")
         elif not one.ended:
             found.append(f"{title}: the program did not come to its end")
+        if one.steps and not one.optimizers:
+            found.append(f"{title}: no optimizer made a step: all that was computed counts as one")
+    if len(a.steps) != len(b.steps):
+        both = min(len(a.steps), len(b.steps))
+        found.append(f"{len(a.steps)} and {len(b.steps)} steps; compared are the {both} of both")
     return found

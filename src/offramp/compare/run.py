@@ -9,6 +9,7 @@ from pathlib import Path
 from offramp.compare import launching
 from offramp.compare.judge import judge
 from offramp.compare.placing import BACKWARD, BETWEEN, EVERY, FORWARD
+from offramp.compare.settings import differences
 from offramp.compare.verdict import DIFFERENT, PRECISION, SAME, UNKNOWN, Verdict
 from offramp.errors import OfframpError, UsageError
 from offramp.record.part import Part
@@ -48,24 +49,44 @@ def judged(
     noisy: Sequence[Sequence[Recording]],
     margin: float,
 ) -> Compared:
-    """Compare the recordings of all ranks of two runs."""
+    """Compare the recordings of all ranks of two runs, each with the same rank's.
+
+    Raises UsageError where what is to be noise is not of the first's program, rank by rank.
+    """
     for one in noisy:
-        if len(one) != len(first):
-            raise UsageError(
-                f"{one[0].path} is of {len(one)} ranks, {first[0].path} of {len(first)}; "
-                "record noise of the first recording's program"
-            )
+        _check_noise(first, one)
+    others = {recording.rank: recording for recording in second}
+    noise = [{recording.rank: recording for recording in one} for one in noisy]
     found = []
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
-        found.append((judge(a, b, [one[place] for one in noisy], margin), a.rank))
+    for a in first:
+        if a.rank in others:
+            of = [one[a.rank] for one in noise]
+            found.append((judge(a, others[a.rank], of, margin), a.rank))
     verdict, rank = min(found, key=lambda f: (_ORDER.index(f[0].verdict), _step(f[0])))
-    if len(first) != len(second):
+    notes = [f"rank {of}: {note}" for one, of in found if of != rank for note in one.notes]
+    verdict = replace(verdict, notes=(*verdict.notes, *notes))
+    lone = sorted({recording.rank for recording in first} ^ set(others))
+    if lone:
         said = f"recordings of {len(first)} and of {len(second)} ranks"
-        verdict = replace(
-            verdict, verdict=UNKNOWN, kind=said, missing=("the same number of ranks",)
-        )
+        missing = (*verdict.missing, f"rank {', '.join(map(str, lone))} in both recordings")
+        verdict = replace(verdict, missing=missing)
+        if verdict.verdict in (SAME, UNKNOWN):
+            verdict = replace(verdict, verdict=UNKNOWN, kind=said)
     names = (str(first[0].path), str(second[0].path))
     return Compared(verdict, names, (_device(first[0]), _device(second[0])), rank, len(found))
+
+
+def _check_noise(first: Sequence[Recording], noisy: Sequence[Recording]) -> None:
+    path, of = noisy[0].path, first[0].path
+    way_out = "record noise of the first recording's program with `offramp record --perturb SEED`"
+    if [one.rank for one in noisy] != [one.rank for one in first]:
+        raise UsageError(f"{path} is of {len(noisy)} ranks, {of} of {len(first)}; {way_out}")
+    for one, base in zip(noisy, first, strict=True):
+        if one.config["part"]["perturb"] < 0:
+            raise UsageError(f"{one.path} was recorded without noise; {way_out}")
+        other = [d.text for d in differences(base, one) if d.what == "program"]
+        if other:
+            raise UsageError(f"{one.path} is of another program than {of} ({other[0]}); {way_out}")
 
 
 def _step(verdict: Verdict) -> int:
@@ -88,7 +109,9 @@ def bisect(found: Compared, a: Path, b: Path) -> tuple[Compared, str]:
     reason = not_replayed(found)
     if reason or place is None:
         return found, reason
-    first, second = (read_ranks(path)[found.rank] for path in (a, b))
+    first, second = (
+        next(one for one in read_ranks(path) if one.rank == found.rank) for path in (a, b)
+    )
     named = operators.bisect(first, second, place.step, place.module, place.pass_name)
     if named.arithmetic:
         told = replace(found.verdict, verdict=PRECISION, kind=named.arithmetic)

@@ -87,7 +87,8 @@ class Recorder:
             return
         try:
             if self._writer is not None:
-                self._end_step()
+                if self._stepped or not self._optimizers_met:
+                    self._end_step()  # otherwise the program ended within it
                 self._writer.write(Frame("end", {"steps": self._step}))
         except Exception as error:
             self.give_up(f"{type(error).__name__}: {error}")
