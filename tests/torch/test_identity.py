@@ -200,3 +200,14 @@ def test_compile_says_what_it_did() -> None:
         "print(*(row['requested'] + '>' + row['did'] for row in t.record()['compiled']))"
     )
     assert done.stdout.split() == ["inductor,", "mode=max-autotune>graph-captured", "eager>eager"]
+
+
+def test_a_chip_that_comes_after_a_backward_pass_is_refused() -> None:
+    code = (
+        "import torch, offramp\n"
+        "torch.ones(1, requires_grad=True).sum().backward()\n"
+        "offramp.use('zhenwu-810e')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "came after a backward pass of this process" in done.stderr

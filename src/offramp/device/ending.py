@@ -28,11 +28,30 @@ def _settle(devices: Callable[[], list[torch.device]]) -> None:
     """A pass of nothing through every thread: it comes after what the thread was still at."""
     if not any(_comm(task).startswith(_NAME) for task in _TASKS.glob("*/comm")):
         return
-    engine: Any = torch.autograd.Variable._execution_engine
     for device in devices():
-        leaf = torch.empty(0, device=device, requires_grad=True)
-        # Below torch.autograd.backward, which has each pass keep the caller's context.
-        engine.run_backward((leaf,), (leaf.detach(),), False, False, (), accumulate_grad=True)
+        _pass_of_nothing(device)
+
+
+def has_thread(device: torch.device) -> bool:
+    """Whether autograd has a thread for the device; starts its threads where there are none yet.
+
+    PyTorch starts one for each device that there is at the first backward pass of the process, of
+    whatever device, and none later.
+    """
+    try:
+        _pass_of_nothing(device)
+    except RuntimeError as error:
+        if "device_ready_queues_" not in str(error):
+            raise
+        return False
+    return True
+
+
+def _pass_of_nothing(device: torch.device) -> None:
+    leaf = torch.empty(0, device=device, requires_grad=True)
+    # Below torch.autograd.backward, which has each pass keep the caller's context.
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.run_backward((leaf,), (leaf.detach(),), False, False, (), accumulate_grad=True)
 
 
 def _comm(task: Path) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from offramp.device import VirtualDevice, open_device
+from offramp.device import VirtualDevice, ending, open_device
+from offramp.errors import UsageError
 from offramp.identity import Identity, install
 from offramp.launch import counts
 from offramp.launch.choice import Choice, choose
@@ -65,7 +66,8 @@ def use(
         announce: told, in one line, before the native core is compiled; silent when None.
 
     Raises:
-        UsageError: the name, count, size or arithmetic cannot be meant, or another chip is open.
+        UsageError: the name, count, size or arithmetic cannot be meant, another chip is open, or
+            the process has run a backward pass before.
         BuildError: the native core cannot be compiled on this machine.
 
     Examples:
@@ -74,4 +76,11 @@ def use(
         >>> torch.ones(2, device="cuda").device  # doctest: +SKIP
         device(type='cuda', index=0)
     """
-    return Session(choose(chip, memory, arith), announce or (lambda line: None))
+    session = Session(choose(chip, memory, arith), announce or (lambda line: None))
+    if not ending.has_thread(session.device.device(0)):
+        session.close()
+        raise UsageError(
+            f"offramp.use({chip!r}) came after a backward pass of this process, and PyTorch gives "
+            "threads to devices at the first alone; call it before (in a notebook: after a restart)"
+        )
+    return session
