@@ -175,12 +175,18 @@ def batches(name: str, seed: int) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def train(name: str, seed: int = 0, fault: Fault | None = None) -> tuple[list[float], nn.Module]:
+def train(
+    name: str,
+    seed: int = 0,
+    fault: Fault | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[list[float], nn.Module]:
     """Train one of the programs, with a fault; its losses and the model."""
     fault = fault or Fault()
     torch.manual_seed(seed)
     kinds = {"transformer": Transformer, "convolutional": Convolutional, "linear": Linear}
-    model = kinds[name]()
+    model = kinds[name]().to(dtype).to(device)
     if fault.prepare:
         fault.prepare(model)
     settings: dict[str, Any] = {"lr": 3e-3, "weight_decay": 0.1} | fault.settings
@@ -198,7 +204,9 @@ def train(name: str, seed: int = 0, fault: Fault | None = None) -> tuple[list[fl
             optimizer.zero_grad()
         total = 0.0
         for x, y in data[step * parts : (step + 1) * parts]:
-            loss = fault.loss(model(x), y) / parts
+            given = (x.to(dtype) if x.is_floating_point() else x).to(device)
+            with torch.device(device):
+                loss = fault.loss(model(given), y.to(device)) / parts
             loss.backward()
             total += float(loss.detach())
         if fault.between:

@@ -20,6 +20,7 @@ from offramp.record.rows import EPSILONS, FORMATS
 
 ABOVE = 8.0  # times the other run's error, or `ROOM` of the format's spacing
 ROOM = {"float64": 2.0, "float32": 2.0}  # sums in another order
+POINTWISE_ROOM = 1 / 4  # no sums: functions that are off by a unit in the last place
 NARROW_ROOM = 1 / 32  # sums are wider than the format, and what is beyond its rounding is measured
 ALIASES = ("aten.detach.default", "aten.alias.default", "aten.lift_fresh.default")  # no values
 BESIDE = 0.1  # of the largest error: what is smaller comes of rounding
@@ -152,14 +153,19 @@ def _off(one: Call, other: Call, errors: list[tuple[str, float, float]]) -> Iter
     errors.append((one.name, *largest))
     for (x, y), (p, q) in zip(found, pairs, strict=True):
         flushed = {p.is_flushed, q.is_flushed} == {True, False}
-        if flushed or max(x, y) > ABOVE * max(min(x, y), _room(p.format)):
+        if flushed or max(x, y) > ABOVE * max(min(x, y), _room(p.format, one.name)):
             is_second = bool(q.is_flushed) if flushed else y > x
             yield _Off(other if is_second else one, is_second, (max(x, y), min(x, y)), flushed)
             return
 
 
-def _room(form: str) -> float:
-    return ROOM.get(form, NARROW_ROOM) * EPSILONS[FORMATS.index(form)] if form in FORMATS else 0.1
+def _room(form: str, name: str) -> float:
+    if form not in FORMATS:
+        return 0.1
+    room = ROOM.get(form, NARROW_ROOM)
+    if replay.is_pointwise(name):
+        room = min(room, POINTWISE_ROOM)
+    return room * EPSILONS[FORMATS.index(form)]
 
 
 def _standing(off: Sequence[_Off], errors: Sequence[tuple[str, float, float]]) -> Named | None:

@@ -141,6 +141,14 @@ def _value(frame: Frame, told: Any, change: Change | None) -> Any:
     raise ValueError(f"{told} cannot be replayed")
 
 
+def is_pointwise(name: str) -> bool:
+    """Whether each element of the operator's result comes of one element of each input."""
+    try:
+        return torch.Tag.pointwise in _function(name).tags
+    except _FAILURES:  # an operator that is not here
+        return False
+
+
 def _function(name: str) -> Any:
     space, operator, overload = name.split(".")
     return getattr(getattr(getattr(torch.ops, space), operator), overload)
