@@ -7,6 +7,7 @@ Shapes: B batch, T time, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -205,7 +206,7 @@ def train(
         total = 0.0
         for x, y in data[step * parts : (step + 1) * parts]:
             given = (x.to(dtype) if x.is_floating_point() else x).to(device)
-            with torch.device(device):
+            with torch.device(device) if device != "cpu" else nullcontext():
                 loss = fault.loss(model(given), y.to(device)) / parts
             loss.backward()
             total += float(loss.detach())
