@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp import chips
@@ -112,6 +112,7 @@ MEMORY = st.one_of(st.floats(100, 9000), st.just(6500.0))
 
 
 @given(TPP, DIE, IO, MEMORY, st.booleans())
+@settings(deadline=None)
 def test_known_inputs_give_the_published_classes(
     tpp: float, die: float, io: float, memory: float, datacenter: bool
 ) -> None:
@@ -121,6 +122,7 @@ def test_known_inputs_give_the_published_classes(
 
 
 @given(st.data())
+@settings(deadline=None)
 def test_an_answer_holds_for_every_value_the_inputs_allow(data: st.DataObject) -> None:
     ends = [tuple(sorted((data.draw(kind), data.draw(kind)))) for kind in (TPP, DIE, IO, MEMORY)]
     datacenter = data.draw(st.sampled_from([True, False, None]))
