@@ -218,3 +218,24 @@ def test_what_is_to_be_known_of_other_ranks_is_told(base: Any) -> None:
     found = run.judged(first, second, [noisy], 0.005)
     assert (found.verdict.verdict, found.rank) == (SAME, 0)
     assert found.verdict.notes == ("rank 1: second: the program did not come to its end",)
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+def test_what_is_compiled_is_one_piece_as_without_a_recorder(tmp_path: Path) -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
+
+    def work() -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+        compiled = torch.compile(model, backend=counter, fullgraph=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(6):
+            optimizer.zero_grad()
+            compiled(torch.randn(4, 8)).square().mean().backward()
+            optimizer.step()
+
+    found = recorded(tmp_path / "a.rec", work, first=2, every=4)
+    assert (found.notes, len(found.steps), found.detailed) == ((), 6, (0, 1, 4))
+    assert counter.frame_count == 1
