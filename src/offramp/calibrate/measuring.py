@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from offramp.calibrate import overheads
-from offramp.calibrate.probes import Axes, Probe, all_probes
+from offramp.calibrate import collectives, overheads
+from offramp.calibrate.collectives import Exchange
+from offramp.calibrate.probe import Axes, Probe
+from offramp.calibrate.probes import all_probes
 from offramp.calibrate.timing import Sample, Timer
 from offramp.costs.cost import Span
 from offramp.costs.measured import Curve, Measured
@@ -35,6 +37,7 @@ class Calibration:
 
     clock    what times were read from
     spread   the median of the spreads of all places: the quartiles' distance over the median
+    exchange collectives; None where one device was measured alone
     """
 
     device: torch.device
@@ -43,18 +46,26 @@ class Calibration:
     clock: str
     spread: float
     left_out: tuple[str, ...] = ()
+    exchange: Exchange | None = None
 
 
 def measure(
     device: torch.device,
     *,
     quick: bool = False,
+    ranks: int = 1,
     told: Callable[[str], None] = lambda text: None,
 ) -> Calibration:
     """Measure `device`, telling in a line what comes next.
 
     quick   few places, few samples: the shape of a calibration, not its precision
+    ranks   processes between which collectives are measured; 1: none are
+
+    Raises OfframpError where one of these processes dies.
     """
+    exchange = None
+    if ranks > 1:
+        exchange = collectives.measure(device, ranks, quick=quick, told=told)
     _settle(device)
     timer = Timer(device, **({"point_s": QUICK_POINT_S} if quick else {}))
     curves: dict[tuple[str, str], Curve] = {}
@@ -73,8 +84,11 @@ def measure(
         spreads.append(spread)
     told("calls of operators")
     constants = overheads.measure(timer, Measured(curves))
+    if exchange is not None:
+        curves.update(exchange.curves)
+        constants.update(exchange.constants)
     middle = statistics.median(spreads)
-    return Calibration(device, curves, constants, timer.clock, middle, tuple(left_out))
+    return Calibration(device, curves, constants, timer.clock, middle, tuple(left_out), exchange)
 
 
 def _settle(device: torch.device) -> None:

@@ -1,60 +1,21 @@
-"""What is measured: for each curve its grid, and a call that does the operator at a place of it.
-
-Inputs and results go round through more memory than caches hold, as in a program whose step touches
-more than that: what a call reads was last touched long before.
-"""
+"""What is measured: every probe, by the operator whose curve it is."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from offramp.calibrate.convolutions import convolutions
+from offramp.calibrate.probe import ROUND_BYTES, Axes, Place, Probe, filled, going_round
 from offramp.calibrate.timing import Call
 from offramp.costs.features import WHOLE
 
-ROUND_BYTES = 64 << 20  # of all that one probe goes round through
-MOST_SETS = 128
-
-Place = Mapping[str, int]
-Axes = tuple[tuple[str, tuple[int, ...]], ...]
 _BYTES = (1 << 12, 1 << 15, 1 << 18, 3 << 19, 3 << 21, 1 << 25)
 _RUNS = (1, 8, 32, 128, int(WHOLE))
-
-
-@dataclass(frozen=True)
-class Probe:
-    """One curve: `build(place)` gives the call that is timed at that place."""
-
-    name: str
-    dtype: torch.dtype
-    axes: Axes
-    build: Callable[[Place], Call]
-
-    @property
-    def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
-
-
-def going_round(make: Callable[[], Any], size: int, work: Callable[[Any], Any]) -> Call:
-    """`work` on one set of inputs after another; results stay as long as there are sets.
-
-    size   bytes of one set with its result
-    """
-    count = max(1, min(MOST_SETS, ROUND_BYTES // max(1, size)))
-    sets = [make() for _ in range(count)]
-    kept: deque[Any] = deque(maxlen=count)
-
-    def call(index: int) -> None:
-        kept.append(work(sets[index % count]))
-
-    for index in range(count):  # memory for the results comes from the system once, not each time
-        call(index)
-    return call
 
 
 @dataclass(frozen=True)
@@ -66,13 +27,6 @@ class Pointwise:
     operands: int
     work: Callable[..., Any]
     runs: tuple[int, ...] = _RUNS
-
-
-def _filled(sizes: int | tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Values do not matter to any probe; numbers that are all alike are made quickly."""
-    return torch.full(
-        sizes if isinstance(sizes, tuple) else (sizes,), 0.5, dtype=dtype, device=device
-    )
 
 
 def _pointwise_table() -> list[Pointwise]:
@@ -93,6 +47,7 @@ def _pointwise_table() -> list[Pointwise]:
         Pointwise("sqrt", 1, 2, torch.sqrt, _RUNS[-1:]),
         Pointwise("rsqrt", 1, 2, torch.rsqrt, _RUNS[-1:]),
         Pointwise("relu", 1, 2, torch.relu, _RUNS[-1:]),
+        Pointwise("threshold_backward", 2, 3, lambda x, y: aten.threshold_backward(x, y, 0)),
         Pointwise("silu", 1, 2, torch.nn.functional.silu, _RUNS[2:]),
         Pointwise("silu_backward", 2, 3, aten.silu_backward, _RUNS[2:]),
         Pointwise("gelu", 1, 2, torch.nn.functional.gelu, _RUNS[2:]),
@@ -122,12 +77,12 @@ def _pointwise(item: Pointwise, dtype: torch.dtype, device: torch.device) -> Pro
 def _laid(elements: int, run: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Elements of which so many lie one behind another; one: transposed."""
     if run >= WHOLE:
-        return _filled((elements), dtype, device)
+        return filled((elements), dtype, device)
     if run == 1:
         rows = max(2, int(elements**0.5))
-        return _filled((rows, max(2, elements // rows)), dtype, device).t()
+        return filled((rows, max(2, elements // rows)), dtype, device).t()
     rows = max(2, elements // run)
-    return _filled((rows, 2 * run), dtype, device)[:, :run]
+    return filled((rows, 2 * run), dtype, device)[:, :run]
 
 
 def _rows_table() -> list[tuple[str, int, Callable[[Tensor], Callable[[Tensor], Any]]]]:
@@ -175,7 +130,7 @@ def _rows(dtype: torch.dtype, device: torch.device) -> Iterator[Probe]:
             count = max(1, place["bytes"] // (operands * dtype.itemsize * row))
 
             def make() -> Tensor:
-                return _filled((count, row), dtype, device)
+                return filled((count, row), dtype, device)
 
             return going_round(make, place["bytes"], prepare(make()))
 
@@ -198,14 +153,14 @@ def _product_call(name: str, dtype: torch.dtype, device: torch.device) -> Callab
 
     def matrix(rows: int, columns: int, lies: str, batch: tuple[int, ...]) -> Tensor:
         sizes = (*batch, columns, rows) if lies == "t" else (*batch, rows, columns)
-        made = _filled((sizes), dtype, device)
+        made = filled((sizes), dtype, device)
         return made.transpose(-1, -2) if lies == "t" else made
 
     def build(place: Place) -> Call:
         m, n, k = place["m"], place["n"], place["k"]
         batch = (place["batch"],) if "batch" in place else ()
         second = matrix(k, n, layout[1], batch)
-        bias = _filled((n), dtype, device)
+        bias = filled((n), dtype, device)
         size = (m * k + m * n) * dtype.itemsize * (batch[0] if batch else 1)
         work = (
             (lambda a: torch.addmm(bias, a, second))
@@ -235,11 +190,11 @@ def _attention(dtype: torch.dtype, device: torch.device) -> Iterator[Probe]:
 
                 def make() -> Any:
                     q, k, v = (
-                        _filled((sizes), dtype, device).transpose(1, 2).requires_grad_()
+                        filled((sizes), dtype, device).transpose(1, 2).requires_grad_()
                         for _ in range(3)
                     )
                     out = attend(q, k, v, is_causal=causal) if way == "backward" else None
-                    return q, k, v, out, _filled((sizes), dtype, device).transpose(1, 2)
+                    return q, k, v, out, filled((sizes), dtype, device).transpose(1, 2)
 
                 def work(given: Any) -> Any:
                     q, k, v, out, gradient = given
@@ -298,7 +253,7 @@ def _lists(device: torch.device) -> Iterator[Probe]:
             each = max(1, place["bytes"] // (operands * dtype.itemsize * count))
 
             def make() -> list[list[Tensor]]:
-                return [[_filled(each, dtype, device) for _ in range(count)] for _ in range(lists)]
+                return [[filled(each, dtype, device) for _ in range(count)] for _ in range(lists)]
 
             return going_round(make, place["bytes"], lambda given: work(*given))
 
@@ -313,7 +268,7 @@ def _lookups(dtype: torch.dtype, device: torch.device) -> Iterator[Probe]:
         return torch.randint(0, below, (count,), device=device)
 
     def embedding(place: Place) -> Call:
-        table = _filled((16384, place["width"]), dtype, device)
+        table = filled((16384, place["width"]), dtype, device)
         size = place["rows"] * (8 + place["width"] * dtype.itemsize)
         return going_round(
             lambda: indices(place["rows"], 16384), size, lambda i: aten.embedding(table, i)
@@ -323,7 +278,7 @@ def _lookups(dtype: torch.dtype, device: torch.device) -> Iterator[Probe]:
         count, width, table = place["rows"], place["width"], place["table"]
 
         def make() -> tuple[Tensor, Tensor]:
-            return _filled((count, width), dtype, device), indices(count, table)
+            return filled((count, width), dtype, device), indices(count, table)
 
         back = aten.embedding_dense_backward
         size = (count + table) * width * dtype.itemsize
@@ -333,7 +288,7 @@ def _lookups(dtype: torch.dtype, device: torch.device) -> Iterator[Probe]:
         count, classes = place["rows"], place["classes"]
 
         def make() -> tuple[Tensor, Tensor]:
-            return _filled((count, classes), dtype, device), indices(count, classes)
+            return filled((count, classes), dtype, device), indices(count, classes)
 
         weight = torch.ones((), device=device).to(dtype)
         forward, back = aten.nll_loss_forward, aten.nll_loss_backward
@@ -359,7 +314,7 @@ def _conversions(device: torch.device) -> Iterator[Probe]:
             elements = max(1, place["bytes"] // (source.itemsize + target.itemsize))
 
             def make() -> tuple[Tensor, Tensor]:
-                first = _filled(elements, source, device)
+                first = filled(elements, source, device)
                 return first, torch.empty_like(first, dtype=target)
 
             return going_round(make, place["bytes"], lambda given: given[1].copy_(given[0]))
@@ -384,6 +339,7 @@ def all_probes(device: torch.device) -> Iterator[tuple[str, Probe]]:
         short = str(dtype).removeprefix("torch.")
         groups: list[tuple[str, Iterator[Probe]]] = [
             ("matrix products", _products(dtype, device)),
+            ("convolutions", convolutions(dtype, device)),
             ("attention", _attention(dtype, device)),
             ("pointwise", (_pointwise(item, dtype, device) for item in _pointwise_table())),
             ("rows", _rows(dtype, device)),

@@ -1,4 +1,4 @@
-"""Writes a calibration as a chip file, with the file of its costs beside it."""
+"""Writes a calibration as a chip file, with its costs and its cluster in files beside it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from offramp import __version__
 from offramp.calibrate import device as devices
+from offramp.calibrate.collectives import Exchange
 from offramp.calibrate.measuring import Calibration
 from offramp.costs.constants import KEYS
 from offramp.costs.cost import Span
@@ -22,6 +23,8 @@ _MEANINGS: Mapping[str, str] = {
     "host.operator": "the program's own time for an operator, beyond what the curves have of it",
     "host.view": "a view with its place in autograd's graph",
     "host.listed": "each tensor of a list",
+    "host.collective": "the call of a collective whose end is waited for later",
+    "overlap.slowdown": "compute beside all-reduces over compute alone",
     "host.readback": "a value read by the program, once it is there",
 }
 _NATIVE = ("float64", "float32", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -29,12 +32,12 @@ _HALVES = ("bfloat16", "float16")
 
 
 def write(found: Calibration, path: Path) -> None:
-    """Write both files, each whole or not at all. Raises UsageError."""
+    """Write all files, each whole or not at all. Raises UsageError."""
     source = _source(found)
-    for place, text in (
-        (path_beside(path), _costs(found, source)),
-        (path, _chip(found, path, source)),
-    ):
+    texts = {path_beside(path): _costs(found, source), path: _chip(found, path, source)}
+    if found.exchange is not None:
+        texts[cluster_beside(path)] = _cluster(found, found.exchange, path, source)
+    for place, text in texts.items():
         scratch = place.with_name(f".{place.name}.{os.getpid()}.tmp")
         try:
             scratch.write_text(text, encoding="utf-8")
@@ -42,6 +45,11 @@ def write(found: Calibration, path: Path) -> None:
         except OSError as error:
             scratch.unlink(missing_ok=True)
             raise UsageError(f"cannot write {place}: {error.strerror}") from error
+
+
+def cluster_beside(chip_file: Path) -> Path:
+    """Where the cluster of a calibrated chip file is: `this.toml` has `this.cluster.toml`."""
+    return chip_file.with_name(f"{chip_file.stem}.cluster.toml")
 
 
 def _source(found: Calibration) -> str:
@@ -137,9 +145,13 @@ def _best(curve: Curve) -> float:
 
 def _costs(found: Calibration, source: str) -> str:
     lines = [f'title = "Measured costs of {devices.title(found.device)}"'.replace("\\", "/")]
-    lines += ["", "[sources]", f'run = "{source}"', "", "[host]"]
-    for key, span in found.constants.items():
-        lines.append(_constant(key.partition(".")[2], span, KEYS[key], _MEANINGS[key]))
+    lines += ["", "[sources]", f'run = "{source}"']
+    section = ""
+    for key, span in sorted(found.constants.items()):
+        part, _, name = key.partition(".")
+        if part != section:
+            lines += ["", f"[{(section := part)}]"]
+        lines.append(_constant(name, span, KEYS[key], _MEANINGS[key]))
     blocks = [curve_text(*key, curve, "run") for key, curve in found.curves.items()]
     return "\n".join(lines) + "\n\n" + "\n".join(blocks)
 
@@ -147,11 +159,34 @@ def _costs(found: Calibration, source: str) -> str:
 def _constant(name: str, span: Span, dimension: str, meaning: str) -> str:
     unit = "us" if dimension == "seconds" else dimension
     scale = 1e6 if dimension == "seconds" else 1.0
-    numbers = ", ".join(
-        f"{key} = {number * scale:.5g}"
-        for key, number in (("value", span.value), ("low", span.low), ("high", span.high))
-    )
+    numbers = _interval(span, scale)
     return (
         f'{name} = {{ {numbers}, unit = "{unit}", tier = "measured", source = "run", '
         f'note = "{meaning}" }}'
     )
+
+
+def _cluster(found: Calibration, exchange: Exchange, path: Path, source: str) -> str:
+    """One node of the ranks that were measured, and the link that fits their collectives."""
+    name = devices.title(found.device).replace("\\", "/").replace('"', "'")
+    off = f"points of the curves in costs are at most {exchange.link.worst:.1f} times off"
+    latency = _interval(exchange.link.latency, 1e6)
+    bandwidth = _interval(exchange.link.bandwidth, 1e-9)
+    trust = f'tier = "measured", source = "run", note = "fitted to a ring; {off}"'
+    lines = [
+        f'title = "{exchange.ranks} ranks on one node of {name}"',
+        *("", "[sources]", f'run = "{source}; collectives of {exchange.backend}, wall time"'),
+        *("", "[[nodes]]", f'chip = "{path.name}"', "count = 1"),
+        f"chips_per_node = {exchange.ranks}",
+        *("", "[nodes.link]", f'name = "measured {exchange.backend}"', 'topology = "switch"'),
+        f'costs = "{path_beside(path).name}"',
+        f'bandwidth = {{ {bandwidth}, unit = "GB/s", {trust} }}',
+        f'latency = {{ {latency}, unit = "us", {trust} }}',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _interval(span: Span, scale: float) -> str:
+    """The numbers of a fact, in a unit of which `scale` make one of the span's."""
+    pairs = (("value", span.value), ("low", span.low), ("high", span.high))
+    return ", ".join(f"{key} = {number * scale:.5g}" for key, number in pairs)

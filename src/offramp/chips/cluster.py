@@ -33,7 +33,8 @@ class Link:
 
     `bandwidth`: bytes/s that one chip sends, in one direction, over all its `links` together.
     `reach`: how many chips with adjacent ranks it joins; more than a node's where it joins nodes.
-    `latency`: seconds a step; None: what the link's family has.
+    `latency`: seconds a step; None: what the link's family has. `costs_file`: where curves of
+    collectives measured on this link are; empty: nowhere.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Link:
     reach: int
     links: int = 1
     latency: Fact | None = None
+    costs_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,12 +25,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--device", default="", metavar="NAME", help="cpu, cuda, ... (default: the accelerator)"
     )
     parser.add_argument(
+        "--ranks", type=int, metavar="N", help="time collectives of N ranks (default: all devices)"
+    )
+    parser.add_argument(
         "--quick", action="store_true", help="few sizes, few samples: to see that it works"
     )
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Measure and write."""
+    from offramp import calibrate  # first: PyTorch's loading may bring a virtual chip with it
+    from offramp.calibrate import collectives, device
+    from offramp.calibrate.writing import cluster_beside
     from offramp.errors import UsageError
     from offramp.launch.rehearse import check_writable
 
@@ -38,10 +44,8 @@ def execute(arguments: argparse.Namespace) -> int:
     if path.suffix != ".toml" or not path.stem:
         raise UsageError(f"--out {arguments.out}: expected a name that ends in .toml")
     check_writable(path)
-    from offramp import calibrate
-    from offramp.calibrate import device
-
     chosen = device.choose(arguments.device)
+    ranks = collectives.how_many(chosen, arguments.ranks)
     print(f"offramp: measuring {device.title(chosen)} as {chosen.type}", file=sys.stderr)
     start_s = time.monotonic()
 
@@ -49,11 +53,16 @@ def execute(arguments: argparse.Namespace) -> int:
         taken = time.monotonic() - start_s
         print(f"offramp: {taken:4.0f} s  {text}", file=sys.stderr, flush=True)
 
-    found = calibrate.measure(chosen, quick=arguments.quick, told=tell)
+    found = calibrate.measure(chosen, quick=arguments.quick, ranks=ranks, told=tell)
     calibrate.write(found, path)
     for name in found.left_out:
         print(f"offramp: not on this device, left out: {name}", file=sys.stderr)
     print(f"{path}: {len(found.curves)} curves, times from {found.clock}")
     print(f"samples of one place are {found.spread:.1%} apart (quartiles, median of all places)")
     print(f"try: offramp rehearse --chip {path} -- python train.py")
+    if found.exchange is not None:
+        print(
+            f"try: offramp rehearse --cluster {cluster_beside(path)} -- "
+            f"torchrun --nproc-per-node {ranks} train.py"
+        )
     return 0

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from offramp.chips.cluster import Cluster, Link, Network, Spread
 from offramp.chips.facts import Tier
+from offramp.costs import measured
 from offramp.costs.algorithms import NAMES, PAIRED, Case, Hop, Shape, offered, seconds, sent
 from offramp.costs.cost import Cost
 from offramp.costs.link_family import DATA, Family, find, rate_range, time_range, weakest
@@ -97,6 +98,11 @@ class _Wiring:
         return tuple(family for _, family in self.links)
 
     @property
+    def is_host(self) -> bool:
+        """Whether the ranks are processes of a processor, between which gloo was measured."""
+        return all(f.measured and link.name.endswith(_HOST) for link, f in self.links)
+
+    @property
     def algorithms(self) -> list[str]:
         """Those that the libraries of all links have; rings where they have none in common."""
         first, *rest = self.families
@@ -125,6 +131,7 @@ class Links:
         self.cluster, self._folder, self._factors = cluster, folder, factors
         self._wirings: dict[tuple[int, ...], _Wiring] = {}
         self._costs: dict[tuple[str, int, bool, tuple[int, ...]], Cost] = {}
+        self._curves: dict[str, measured.Measured | None] = {}
 
     def cost(self, collective: Collective, ranks: Sequence[int], rank: int | None = None) -> Cost:
         """Seconds from when the last of `ranks` is ready until the collective has ended.
@@ -151,8 +158,11 @@ class Links:
         wiring = self._wirings[ranks]
         if len(ranks) == 1:
             return Cost(0.0, 0.0, 0.0, "collective", "a group of one rank moves nothing", 0.0, 0.0)
-        if on_host:
+        if on_host and not wiring.is_host:
             return self._on_host(name, size, len(ranks))
+        curve = self._measured(name, size, wiring)
+        if curve is not None:
+            return curve
         shape = wiring.shape
         choices = [
             (algorithm, protocol)
@@ -169,6 +179,17 @@ class Links:
         basis = _basis(wiring, algorithm, protocol, _case(wiring, protocol, 1))
         return Cost(value, fast, slow, "collective", basis, 0.0, sent(name, size, len(ranks)))
 
+    def _measured(self, name: str, size: int, wiring: _Wiring) -> Cost | None:
+        """What was measured on the link itself; None where nothing was, or ranks are beyond it."""
+        files = {link.costs_file for link, _ in wiring.links}
+        if wiring.network is not None or len(files) > 1 or not all(files):
+            return None
+        (file,) = files
+        if file not in self._curves:
+            self._curves[file] = measured.read(Path(file))[1]
+        curves = self._curves[file]
+        return None if curves is None else curves.collective(name, size, wiring.shape.ranks)
+
     def _wire(self, ranks: tuple[int, ...]) -> _Wiring:
         spread = self.cluster.spread(ranks)
         links = tuple((link, self._find(link.name)) for link in spread.links)
@@ -179,6 +200,8 @@ class Links:
 
     def _find(self, name: str, *, between_nodes: bool = False) -> Family:
         family = find(name, self._folder)
+        if family.measured:
+            return family
         return of_links(family, self._factors, between_nodes=between_nodes)
 
     def _on_host(self, name: str, size: int, ranks: int) -> Cost:

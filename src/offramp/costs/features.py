@@ -6,7 +6,7 @@ Names go from the operator itself to its like, which stands in where only that w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from offramp.costs import memory_bound
@@ -32,12 +32,13 @@ class Feature:
 
 @dataclass(frozen=True)
 class Features:
-    """All that an operation does, part by part."""
+    """All that an operation does, part by part; `like` stands in where a part was not measured."""
 
     parts: tuple[Feature, ...]
     kind: str = "memory"
     flops: float = 0.0
     bytes: float = field(default=0.0)
+    like: tuple[Feature, ...] = ()
 
 
 def features(op: Operation) -> Features | None:
@@ -46,7 +47,11 @@ def features(op: Operation) -> Features | None:
     products = find_products(op)
     if products:
         flops = sum(part.flops for part in products)
-        return Features(tuple(_product(op, p) for p in products), "matmul", flops, moved)
+        parts = tuple(_product(op, p) for p in products)
+        whole = _convolution(op, products)
+        if whole is not None:
+            return Features((whole,), "matmul", flops, moved, parts)
+        return Features(parts, "matmul", flops, moved)
     shape = find_attention(op)
     if shape is not None:
         way = "backward" if shape.backward else "forward"
@@ -76,6 +81,27 @@ def _product(op: Operation, product: Product) -> Feature:
     else:
         names = (f"product.{layout}", "product.nn")
     return Feature(names, product.dtype, place)
+
+
+def _convolution(op: Operation, products: Sequence[Product]) -> Feature | None:
+    """A convolution of images, without groups; a backward pass is one part."""
+    backward = op.base.startswith("convolution_backward")
+    weight = op.tensor(2 if backward else 1)
+    one = products[0].convolution and products[0].batch == 1 and not op.values.get("transposed")
+    if not one or weight is None or len(weight.sizes) != 4:
+        return None
+    window = math.prod(weight.sizes[2:])
+    inner, outer = window * weight.sizes[1], weight.sizes[0]
+    work = math.prod((products[0].m, products[0].n, products[0].k))
+    place = {"m": work / (inner * outer), "n": float(outer), "k": float(inner)}
+    form = "point" if window == 1 else "window"
+    if not backward:
+        return Feature((f"convolution.{form}",), products[0].dtype, place)
+    mask = op.values.get("output_mask")
+    of_weight = isinstance(mask, list) and not mask[0]
+    name = "convolution_backward.weight" if of_weight else "convolution_backward"
+    times = len(products) / 2 if not of_weight else 1.0
+    return Feature((f"{name}.{form}",), products[0].dtype, place, times)
 
 
 def _layout(op: Operation, first: int) -> str:

@@ -25,7 +25,10 @@ ALGORITHMS = {
     "switch": "the switch itself adds up; trees between nodes",
     "hierarchical": "inside nodes all at once, then halving and doubling between them",
 }
-_KEYS = ("names", "sources", "algorithms", "ring", "switch", "tree_share", "protocol", "peers")
+_KEYS = (
+    *("names", "sources", "algorithms", "measured", "ring", "switch", "tree_share", "protocol"),
+    "peers",
+)
 
 
 class Range(NamedTuple):
@@ -58,7 +61,8 @@ class Family:
 
     `nominal`: bytes/s of one chip, one direction, where the share of a ring was reached.
     `switch_latency`: seconds a collective that the switch adds up takes beside moving data.
-    `peers`: messages that an all-to-all has under way at once.
+    `peers`: messages that an all-to-all has under way at once. `measured`: a cluster's figures are
+    those of programs that ran on it, and no factor of training applies.
     """
 
     name: str
@@ -72,6 +76,7 @@ class Family:
     protocols: tuple[Protocol, ...]
     peers: int
     tier: Tier
+    measured: bool = False
 
     def protocol(self, name: str) -> Protocol:
         """The protocol of that name, or the last one of the file, which has the full bandwidth."""
@@ -147,6 +152,7 @@ def read(path: Path) -> Family:
         protocols,
         top.take("peers", int, 8),
         tier,
+        top.take("measured", bool, False),
     )
     top.close(_KEYS)
     return family

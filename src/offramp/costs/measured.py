@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.chips.reading import Context, Table, read_trust
+from offramp.costs.algorithms import sent
 from offramp.costs.constants import read_table
 from offramp.costs.cost import Cost, Span
 from offramp.costs.features import Feature
@@ -27,7 +28,8 @@ GROWTH: Mapping[str, float] = {
     **dict.fromkeys(("m", "n", "k", "batch", "heads", "bytes", "rows", "table", "count"), 1.0),
     "length": 2.0,  # attention: queries times keys
 }
-SHAPES = ("run", "row", "width", "classes")
+SHAPES = ("run", "row", "width", "classes", "ranks")
+COLLECTIVES_DTYPE = "float32"  # in which collectives are measured; others take its curves
 _CURVE_KEYS = ("name", "dtype", "axes", "seconds", "low", "high", "tier", "source")
 
 
@@ -85,16 +87,38 @@ class Measured:
         found = find_features(op)
         if found is None or not found.parts:
             return None
+        known = self._parts(found.parts) or self._parts(found.like)
+        if not known:
+            return None
         total, names = Span.exact(0), []
-        for part in found.parts:
-            curve, name = self._curve(part)
-            if curve is None:
-                return None
+        for part, curve, name in known:
             seconds = curve.at(part.place) * part.times
             total = total + Span(seconds, seconds * curve.low, seconds * curve.high, "measured")
             names.append(name)
         basis = f"measured: {' and '.join(dict.fromkeys(names))}"
         return Cost.of_span(total, found.kind, basis, flops=found.flops, bytes=found.bytes)
+
+    def _parts(self, parts: Sequence[Feature]) -> list[tuple[Feature, Curve, str]]:
+        """Every part with its curve and the curve's name; nothing where one has none."""
+        found = []
+        for part in parts:
+            curve, name = self._curve(part)
+            if curve is None:
+                return []
+            found.append((part, curve, name))
+        return found
+
+    def collective(self, name: str, size: int, ranks: int) -> Cost | None:
+        """What a collective of `size` bytes takes; None where no group so large was measured."""
+        known = "send" if name == "recv" else name
+        curve = self.curves.get((known, COLLECTIVES_DTYPE))
+        grid = dict(curve.axes) if curve is not None else {}
+        if curve is None or grid.keys() != {"ranks", "bytes"} or ranks > grid["ranks"][-1]:
+            return None
+        seconds = curve.at({"ranks": ranks, "bytes": max(size, 1)})
+        span = Span(seconds, seconds * curve.low, seconds * curve.high, "measured")
+        moved = sent(name, size, ranks)
+        return Cost.of_span(span, "collective", f"measured: {known} of {ranks} ranks", bytes=moved)
 
     def _curve(self, part: Feature) -> tuple[Curve | None, str]:
         for dtype in (part.dtype, "float32"):

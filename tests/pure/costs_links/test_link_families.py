@@ -43,6 +43,7 @@ def test_links_find_their_family() -> None:
         "RoCE": "roce",
         "EFA": "efa",
         "gloo": "host",
+        "measured gloo": "measured",
     }
     assert {name: find(name).name for name in expected} == expected
 

@@ -21,7 +21,7 @@ from offramp.chips.reading import Context, Table, read_fact
 from offramp.errors import UsageError
 
 DEFAULTS = Path(__file__).parent / "defaults.toml"
-_LINK_KEYS = ("name", "topology", "bandwidth", "reach", "links", "latency")
+_LINK_KEYS = ("name", "topology", "bandwidth", "reach", "links", "latency", "costs")
 _NETWORK_KEYS = ("name", "bandwidth", "per", "rails", "oversubscription", "latency")
 _PER = ("chip", "node", "rail")
 
@@ -155,8 +155,12 @@ def _read_link(table: Table, context: Context, default: Link, size: int) -> Link
         links = default.links if kept else _links(str(topology.value), min(reach, size))
     name: str = table.take("name", str, default.name)
     latency = _optional_fact(table, "latency", "seconds", context)
+    costs = table.optional("costs", str)
+    costs_file = "" if costs is None else str((table.path.parent / costs).absolute())
+    if costs_file and not Path(costs_file).is_file():
+        raise table.fail("costs", f"{costs!r} is not there; expected a file beside this one")
     table.close(_LINK_KEYS)
-    return Link(name, topology, bandwidth, reach, links, latency)
+    return Link(name, topology, bandwidth, reach, links, latency, costs_file)
 
 
 def _read_network(table: Table, context: Context, size: int) -> Network:
