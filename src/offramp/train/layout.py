@@ -43,6 +43,9 @@ class Layout:
     micro_batch: int = key(8, "sequences that a rank computes at a time", low=1)
     pipeline: str = key("1f1b", "order of the micro-batches in a pipeline", choices=PIPELINES)
     stages: int = key(1, "stages that each pipeline rank holds (interleaved)", low=1)
+    even_stages: bool = key(
+        False, "with pp: as many layers in each stage; else embedding and head count as one each"
+    )
     recompute: str = key(
         "none", "activations to compute again in the backward pass", choices=RECOMPUTES
     )

@@ -192,6 +192,8 @@ def _layout(read: _Read) -> dict[str, Any]:
     }
     if not zero and chips == dp > 1:
         layout["layout.copies"] = True
+    if pp * vpp > 2:  # two are even by themselves
+        layout["layout.even_stages"] = True
     if vpp > 1 and pp > 1:
         layout |= {"layout.pipeline": "interleaved", "layout.stages": vpp}
     return layout

@@ -33,6 +33,16 @@ def test_stages_hold_every_layer_once_and_evenly(case: tuple[int, int]) -> None:
     assert max(loads) - min(loads) <= 1 or min(counts[0], counts[-1]) == 1
 
 
+@given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.integers(n, 130), st.just(n))))
+def test_even_stages_hold_as_many_layers(case: tuple[int, int]) -> None:
+    layers, stages = case
+    found = spans(layers, stages, even=True)
+    assert [layer for span in found for layer in span] == list(range(layers))
+    counts = [len(span) for span in found]
+    assert counts == sorted(counts, reverse=True)
+    assert max(counts) - min(counts) == (layers % stages > 0)
+
+
 @pytest.mark.parametrize(("pp", "stages"), [(2, 1), (4, 1), (2, 3)])
 def test_ranks_hold_every_stage_once(pp: int, stages: int) -> None:
     layout: Any = SimpleNamespace(pp=pp, stages=stages)

@@ -23,12 +23,13 @@ def own_stages(layout: Layout, rank: int) -> list[int]:
     return list(range(rank, layout.pp * layout.stages, layout.pp))
 
 
-def spans(layers: int, stages: int) -> list[range]:
-    """The layers of each stage. The embedding and the head count as a layer each."""
-    share, rest = divmod(layers + 2, stages)
+def spans(layers: int, stages: int, *, even: bool = False) -> list[range]:
+    """The layers of each stage; the embedding and the head count as a layer each, or not (even)."""
+    share, rest = divmod(layers if even else layers + 2, stages)
     counts = [share + (stage < rest) for stage in range(stages)]
-    counts[0] -= 1
-    counts[-1] -= 1
+    if not even:
+        counts[0] -= 1
+        counts[-1] -= 1
     for poor in (0, stages - 1):  # no stage without a layer
         if counts[poor] < 1:
             rich = counts.index(max(counts))
@@ -43,7 +44,7 @@ def cut(model: LanguageModel, layout: Layout, rank: int) -> list[LanguageModel]:
     count = layout.pp * layout.stages
     if count == 1:
         return [model]
-    chosen = spans(len(model.layers), count)
+    chosen = spans(len(model.layers), count, even=layout.even_stages)
     return [_stage(model, stage, count, chosen[stage]) for stage in own_stages(layout, rank)]
 
 
