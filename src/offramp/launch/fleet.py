@@ -40,23 +40,24 @@ class Fleet:
     which: tuple[int, ...]
 
     @classmethod
-    def of(cls, cluster: Cluster) -> Fleet:
-        """The fleet of a cluster. Raises UsageError where a chip is not known."""
+    def of(cls, cluster: Cluster, chip: chips.Chip, chip_name: str) -> Fleet:
+        """The fleet of a cluster; `chip` is that of all nodes where they are alike.
+
+        Raises UsageError where a chip is not known.
+        """
+        groups = cluster.groups
+        if len({(group.chip_file or group.chip, group.chips_per_node) for group in groups}) == 1:
+            kind = Kind(chip, chip_name, groups[0].chips_per_node)
+            return cls((kind,), (cluster.world_size,), (0,))
         kinds: list[Kind] = []
         which = []
-        for group in cluster.groups:
+        for group in groups:
             name = group.chip_file or group.chip
             kind = Kind(chips.load(name), name, group.chips_per_node)
             if kind not in kinds:
                 kinds.append(kind)
             which.append(kinds.index(kind))
-        return cls(tuple(kinds), tuple(group.chips for group in cluster.groups), tuple(which))
-
-    @classmethod
-    def plain(cls, chip: chips.Chip, chip_name: str, cluster: Cluster) -> Fleet:
-        """The fleet of a cluster of one chip, which may be another than its nodes are named by."""
-        kind = Kind(chip, chip_name, cluster.groups[0].chips_per_node)
-        return cls((kind,), (cluster.world_size,), (0,))
+        return cls(tuple(kinds), tuple(group.chips for group in groups), tuple(which))
 
     @property
     def is_mixed(self) -> bool:

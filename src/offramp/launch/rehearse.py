@@ -88,8 +88,7 @@ class Plan:
     @cached_property
     def fleet(self) -> Fleet:
         """Which rank has which chip."""
-        whole = Fleet.of(self.cluster)
-        return whole if whole.is_mixed else Fleet.plain(self.chip, self.chip_name, self.cluster)
+        return Fleet.of(self.cluster, self.chip, self.chip_name)
 
 
 @dataclass(frozen=True)
