@@ -14,7 +14,7 @@ os.environ.setdefault("PPU_FP32_TENSOR_OVERRIDE", "0")
 
 
 @pytest.fixture(scope="session")
-def chip() -> Iterator[Any]:
+def opened_chip() -> Iterator[Any]:
     """Two virtual chips in this process; CUDA's names lead to them until the session ends.
 
     PyTorch keeps a device for the life of a process: tests of another chip start a process.
@@ -23,6 +23,12 @@ def chip() -> Iterator[Any]:
 
     with offramp.use("zhenwu-810e:2") as session:
         yield session.device
+
+
+@pytest.fixture(scope="session")
+def chip(opened_chip: Any) -> Any:
+    """The chips of this process; tests of chips by name have a parameter of this name instead."""
+    return opened_chip
 
 
 @pytest.fixture

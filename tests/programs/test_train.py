@@ -80,7 +80,7 @@ def test_every_chip_trains_with_the_losses_of_the_cpu(
         *SMALL, "--chip", chip, "--preset", model, "--steps", "6", "--out", "run", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    # Grouped heads in float32 go through products on the chip, as CUDA has them; the CPU fuses them.
+    # Grouped heads in float32 take products on the chip, as on CUDA; the CPU has them fused.
     assert losses(tmp_path / "run") == pytest.approx(on_the_cpu(model), rel=2e-6)
     device = "npu" if chip.startswith("ascend") else "cuda"
     assert f"virtual, as {device}" in done.stdout

@@ -8,5 +8,5 @@ import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _chip_first(chip: Any) -> None:
+def _chip_first(opened_chip: Any) -> None:
     """Whatever test is first."""

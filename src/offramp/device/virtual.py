@@ -150,6 +150,10 @@ class VirtualDevice:
     def set_device(self, index: int) -> None:
         self._core.set_device(index)
 
+    def has_backward_thread(self) -> bool:
+        """Whether autograd has a thread for the chip; see `ending.has_thread`."""
+        return ending.has_thread(self.device(0))
+
     def in_forked_child(self) -> bool:
         """Whether this process was forked after the chip was opened, as CUDA does not allow."""
         return bool(self._core.in_forked_child())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from offramp.device import VirtualDevice, ending, open_device
+from offramp.device import VirtualDevice, open_device
 from offramp.errors import UsageError
 from offramp.identity import Identity, install
 from offramp.launch import counts
@@ -77,7 +77,7 @@ def use(
         device(type='cuda', index=0)
     """
     session = Session(choose(chip, memory, arith), announce or (lambda line: None))
-    if not ending.has_thread(session.device.device(0)):
+    if not session.device.has_backward_thread():
         session.close()
         raise UsageError(
             f"offramp.use({chip!r}) came after a backward pass of this process, and PyTorch gives "
