@@ -2,7 +2,7 @@
 
 import json
 import math
-import resource
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -177,5 +177,7 @@ for index in range(torch.cuda.device_count()):
     spent += torch.cuda.memory_allocated(index)
 del found["kept alive"]
 found["allocated bytes"] = spent
-found["resident bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+# What getrusage has as ru_maxrss is at least what the parent held when it started this process.
+status = Path("/proc/self/status").read_text()
+found["resident bytes"] = int(status.split("VmHWM:")[1].split()[0]) * 1024
 print(json.dumps(found))
