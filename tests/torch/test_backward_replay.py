@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from recording_here import record
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -15,9 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from offramp.compare import run
 from offramp.compare.operators import Named, bisect
 from offramp.compare.placing import BACKWARD
-from offramp.record.part import Part
-from offramp.record.recorder import Recorder
-from offramp.record.recording import Recording, read
+from offramp.record.recording import Recording
 
 Backward = Callable[[Tensor, Tensor], Tensor]
 
@@ -62,11 +61,11 @@ def recorded(
     perturb: int = -1,
 ) -> Recording:
     """Three steps; `between` is called between the forward and the backward pass of each."""
-    recorder = Recorder(Part(out=str(path), tensors=tensors, steps=(0, 1), perturb=perturb))
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), Squares(backward), nn.Linear(16, 1)).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    try:
+
+    def work() -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), Squares(backward), nn.Linear(16, 1)).to(device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         for step in range(3):
             if zeroes:
                 optimizer.zero_grad()
@@ -74,9 +73,8 @@ def recorded(
             between(step)
             loss.backward()
             optimizer.step()
-    finally:
-        recorder.close()
-    found = read(path)
+
+    found, _ = record(path, work, tensors=tensors, steps=(0, 1), perturb=perturb)
     assert not found.notes
     return found
 

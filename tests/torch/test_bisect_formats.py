@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from arithmetic_reference import Floats, Set, as_half, keep_bits, normal, summed
+from recording_here import record
 from torch import nn
 
 from offramp.compare import run
@@ -15,9 +16,7 @@ from offramp.compare.formats import Explained, explain
 from offramp.compare.operators import Named, bisect
 from offramp.compare.verdict import DIFFERENT, PRECISION, Verdict
 from offramp.record.frames import Frame
-from offramp.record.part import Part
-from offramp.record.recorder import Recorder
-from offramp.record.recording import Recording, read
+from offramp.record.recording import Recording
 
 DEPTH = 2048
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -27,20 +26,19 @@ def recorded(
     path: Path, dtype: torch.dtype, module: str = "0", perturb: int = -1, scale: float = 1.0
 ) -> Recording:
     """Two steps of a small model on the chip, in one format."""
-    recorder = Recorder(Part(out=str(path), tensors=module, steps=(0,), perturb=perturb))
-    torch.manual_seed(0)
-    layers = [nn.Linear(DEPTH, 48), nn.Tanh(), nn.Linear(48, 16), nn.Softmax(-1), nn.Linear(16, 1)]
-    model = nn.Sequential(*layers).to(dtype).to("cuda")  # rounded on the host
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    try:
+
+    def work() -> None:
+        torch.manual_seed(0)
+        layers = [nn.Linear(DEPTH, 48), nn.Tanh(), nn.Linear(48, 16), nn.Softmax(-1)]
+        model = nn.Sequential(*layers, nn.Linear(16, 1)).to(dtype).to("cuda")  # rounded on the host
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         for _ in range(2):
             optimizer.zero_grad()
             x = (scale * torch.randn(64, DEPTH)).to(dtype).to("cuda")
             model(x).square().mean().backward()
             optimizer.step()
-    finally:
-        recorder.close()
-    found = read(path)
+
+    found, _ = record(path, work, tensors=module, steps=(0,), perturb=perturb)
     assert not found.notes
     return found
 

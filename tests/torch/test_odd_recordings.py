@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from recording_here import record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,8 +18,6 @@ from offramp.compare import run
 from offramp.compare.judge import judge
 from offramp.compare.verdict import DIFFERENT, SAME, UNKNOWN
 from offramp.errors import UsageError
-from offramp.record.part import Part
-from offramp.record.recorder import Recorder
 from offramp.record.recording import Recording, read
 
 STEPS = 9
@@ -52,12 +51,7 @@ def train(
 
 
 def recorded(path: Path, work: Callable[[], Any] = train, **part: Any) -> Recording:
-    recorder = Recorder(Part(out=str(path), **{"first": STEPS, **part}))
-    try:
-        work()
-    finally:
-        recorder.close()
-    return read(path)
+    return record(path, work, **{"first": STEPS, **part})[0]
 
 
 @pytest.fixture(scope="module")

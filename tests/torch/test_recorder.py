@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from recording_here import record
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from offramp.record import rows, sampling
-from offramp.record.part import Part
 from offramp.record.perturbing import Perturbation
-from offramp.record.recorder import Recorder
 from offramp.record.recording import Recording, read
 
 
@@ -53,12 +52,7 @@ def train(steps: int = 6, seed: int = 3) -> tuple[list[float], list[float], nn.M
 
 
 def recorded(path: Path, work: Callable[[], Any] = train, **part: Any) -> tuple[Recording, Any]:
-    recorder = Recorder(Part(out=str(path), **part))
-    try:
-        result = work()
-    finally:
-        recorder.close()
-    return read(path), result
+    return record(path, work, **part)
 
 
 def test_losses_and_norms_are_the_programs_own(tmp_path: Path) -> None:

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from recording_here import record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from offramp.compare import run
 from offramp.compare.judge import judge
 from offramp.compare.verdict import DIFFERENT, PRECISION, SAME, UNKNOWN, Verdict
-from offramp.record.part import Part
-from offramp.record.recorder import Recorder
 from offramp.record.recording import Recording, read
 from offramp.report import comparison, comparison_page
 from offramp.report.lines import plain
@@ -43,12 +42,7 @@ def train(
 
 
 def recorded(path: Path, work: Callable[[], Any], **part: Any) -> Recording:
-    recorder = Recorder(Part(out=str(path), **{"first": STEPS, **part}))
-    try:
-        work()
-    finally:
-        recorder.close()
-    return read(path)
+    return record(path, work, **{"first": STEPS, **part})[0]
 
 
 @pytest.fixture(scope="module")
