@@ -1,4 +1,4 @@
-"""What calls on a tape cost on a cluster of one chip: the clock's prices."""
+"""What calls on a tape cost on a chip of a cluster: the clock's prices."""
 
 from __future__ import annotations
 
