@@ -28,7 +28,8 @@ def test_fused_attention_is_that_of_the_cpu(dtype: torch.dtype, causal: bool) ->
     def program(device: str) -> object:
         qkv = inputs(device, dtype)
         out = scaled_dot_product_attention(*qkv, is_causal=causal)
-        return out, torch.autograd.grad(out, qkv, torch.ones_like(out))
+        grads = torch.autograd.grad(out, qkv, torch.ones_like(out))
+        return [each.contiguous() for each in (out, *grads)]  # whatever the layout
 
     agree(program)
 
@@ -38,13 +39,51 @@ def test_masks_and_grouped_heads() -> None:
         q, k, v = inputs(device)
         mask = torch.ones(8, 8, dtype=torch.bool, device=device).tril()
         bias = torch.randn(8, 8).to(device)
-        return (
+        made = (
             scaled_dot_product_attention(q, k, v, attn_mask=mask),
             scaled_dot_product_attention(q, k, v, attn_mask=bias),
             scaled_dot_product_attention(q, k[:, :1], v[:, :1], enable_gqa=True),
         )
+        return [each.contiguous() for each in made]  # whatever the layout
 
     agree(program, exact=False)
+
+
+KERNELS: dict[str, tuple[object, ...]] = {  # what each takes after query, key and value
+    "flash": (0.0, True, False),
+    "efficient": (None, True, 0.0, True),
+    "cudnn": (None, True, 0.0, True, False),
+}
+
+
+def layouts(query: torch.Tensor, kernel: str) -> list[tuple[int, ...]]:
+    """Strides of a kernel's result and of its gradients; keys are laid out as rows of heads."""
+    called = getattr(aten, f"_scaled_dot_product_{kernel}_attention")
+    keys = query.new_zeros(2, 8, 3, 16).transpose(1, 2).requires_grad_()
+    values = torch.zeros_like(query, requires_grad=True)
+    asked = [query.requires_grad_(), keys, values]
+    out = called(*asked, *KERNELS[kernel])[0]
+    grads = torch.autograd.grad(out.sum(), asked)
+    return [out.stride(), *(grad.stride() for grad in grads)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("heads_first", [False, True])
+def test_results_are_laid_out_as_pytorch_says_of_cuda(kernel: str, heads_first: bool) -> None:
+    def query(device: str) -> torch.Tensor:
+        made = torch.zeros(2, 3, 8, 16, device=device, dtype=torch.bfloat16)
+        return made if heads_first else made.transpose(1, 2).contiguous().transpose(1, 2)
+
+    assert layouts(query("cuda"), kernel) == layouts(query("meta"), kernel)
+
+
+def test_values_do_not_move_in_another_layout() -> None:
+    def program(device: str) -> object:
+        out = scaled_dot_product_attention(*inputs(device), is_causal=True)
+        assert out.is_contiguous() == (device == "cpu")
+        return out.tolist()
+
+    agree(program)
 
 
 class Names(TorchDispatchMode):

@@ -93,6 +93,7 @@ hosts = dist.new_group(range(4), backend="gloo")
 if rank < 4:
     tensor = torch.tensor([3])
     dist.all_reduce(tensor, group=hosts)
+    dist.monitored_barrier(hosts)
     found["on the host"] = tensor.item()
 part()
 found["pid"] = os.getpid()

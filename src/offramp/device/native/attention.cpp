@@ -24,6 +24,7 @@
 #include <tuple>
 
 #include "operators.h"
+#include "rehearse.h"
 #include "tape.h"
 
 namespace offramp {
@@ -128,6 +129,26 @@ Grads backward(const Tensor& grad, const Tensor& query, const Tensor& key, const
       grad, query, key, value, out, logsumexp, 0.0, causal, given, scale);
 }
 
+// A result as CUDA's kernels lay it out: as `like` is, or [batch, tokens, heads, size] in memory.
+// Compiled graphs rely on it.
+Tensor laid_out(const Tensor& made, const MaybeTensor& like = std::nullopt) {
+  if (!made.defined()) return made;
+  const auto meta = made.options().device(at::kMeta);
+  const auto wanted = like
+                          ? at::empty_like(*like, meta)
+                          : at::empty_like(made.transpose(1, 2), meta, at::MemoryFormat::Contiguous)
+                                .transpose(1, 2);
+  if (made.strides() == wanted.strides()) return made;
+  const TapePause part_of_the_kernel;
+  const auto out = made.as_strided(made.sizes(), wanted.strides());  // in the memory it has
+  return rehearsing() && !is_known(made) ? out : out.copy_(made.cpu());
+}
+
+Grads laid_out(const Grads& made, const Tensor& query, const Tensor& key, const Tensor& value) {
+  const auto& [d_query, d_key, d_value] = made;
+  return {laid_out(d_query, query), laid_out(d_key, key), laid_out(d_value, value)};
+}
+
 // CUDA's kernels write these themselves.
 Tensor seed(const Tensor& like) {
   const TapePause part_of_the_kernel;
@@ -138,8 +159,8 @@ Attended attended(std::tuple<Tensor, Tensor> made, const Tensor& query, const Te
   auto& [out, logsumexp] = made;
   const TapePause part_of_the_kernel;
   const auto nothing = at::zeros({0}, query.options());
-  return {out,         logsumexp,   Tensor(), Tensor(), query.sym_size(2), key.sym_size(2),
-          seed(query), seed(query), nothing};
+  return {laid_out(out, query), logsumexp,   Tensor(),    Tensor(), query.sym_size(2),
+          key.sym_size(2),      seed(query), seed(query), nothing};
 }
 
 Attended flash(const Tensor& query, const Tensor& key, const Tensor& value, double dropout,
@@ -153,7 +174,8 @@ Grads flash_backward(const Tensor& grad, const Tensor& query, const Tensor& key,
                      const Tensor& value, const Tensor& out, const Tensor& logsumexp, const Tensor&,
                      const Tensor&, c10::SymInt, c10::SymInt, double, bool causal, const Tensor&,
                      const Tensor&, Scale scale) {
-  return backward(grad, query, key, value, Tensor(), out, logsumexp, causal, scale);
+  return laid_out(backward(grad, query, key, value, Tensor(), out, logsumexp, causal, scale), query,
+                  key, value);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> efficient(const Tensor& query, const Tensor& key,
@@ -162,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> efficient(const Tensor& query, const 
                                                      Scale scale) {
   const auto [out, logsumexp] =
       forward("efficient", query, key, value, bias, dropout, causal, scale);
-  return {out, logsumexp, seed(query), seed(query)};
+  return {laid_out(out), logsumexp, seed(query), seed(query)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
@@ -173,7 +195,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> efficient_backward(
   if (wanted[3]) refuse_kernel("efficient", "a gradient of the bias");
   auto [d_query, d_key, d_value] =
       backward(grad, query, key, value, bias, out, logsumexp, causal, scale);
-  return {d_query, d_key, d_value, Tensor()};
+  return {laid_out(d_query), laid_out(d_key), laid_out(d_value), Tensor()};
 }
 
 Attended cudnn(const Tensor& query, const Tensor& key, const Tensor& value, const MaybeTensor& bias,
@@ -185,7 +207,8 @@ Grads cudnn_backward(const Tensor& grad, const Tensor& query, const Tensor& key,
                      const Tensor& value, const Tensor& out, const Tensor& logsumexp, const Tensor&,
                      const Tensor&, const Tensor& bias, const Tensor&, const Tensor&, c10::SymInt,
                      c10::SymInt, double, bool causal, Scale scale) {
-  return backward(grad, query, key, value, bias, out, logsumexp, causal, scale);
+  return laid_out(backward(grad, query, key, value, bias, out, logsumexp, causal, scale), query,
+                  key, value);
 }
 
 }  // namespace

@@ -70,6 +70,7 @@ class Mirror final : public c10d::Backend {
   Result send(Tensors& tensors, int to, int tag) override;
   Result recv(Tensors& tensors, int from, int tag) override;
   Result barrier(const c10d::BarrierOptions& options) override;
+  void monitoredBarrier(const c10d::BarrierOptions& options, bool) override { barrier(options); }
 
  private:
   Result done(c10d::OpType type, const Tensors& inputs, const Tensors& outputs, int peer = -1);
