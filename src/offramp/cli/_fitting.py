@@ -119,7 +119,7 @@ def _ladders(arguments: argparse.Namespace, plan: Plan) -> tuple[Any, ...]:
     from offramp.cli.train import read_job
     from offramp.train import smaller
 
-    grows = not (arguments.cluster or plan.program.launched)
+    grows = not (arguments.cluster or plan.program.launcher)
     job = read_job(plan.program.train_words)
     room = job.chip.per_node or plan.chip.chips_per_node or plan.per_node
     nodes = plan.cluster.groups[0].count

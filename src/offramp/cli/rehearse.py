@@ -166,7 +166,7 @@ def _take_from_job(arguments: argparse.Namespace, job: Job) -> None:
         arguments.chip = job.chip.name
     world = job.layout.world
     is_placed = arguments.nodes is not None or arguments.per_node is not None
-    if is_placed or Program.of(arguments.command).launched or world == 1 or not arguments.chip:
+    if is_placed or Program.of(arguments.command).launcher or world == 1 or not arguments.chip:
         return
     room = job.chip.per_node or chips.load(arguments.chip).chips_per_node or world
     arguments.nodes = -(-world // room)

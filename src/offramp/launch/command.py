@@ -138,7 +138,7 @@ def _own_programs() -> set[str]:
 
 def _check_python(name: str, program: str, env: Mapping[str, str]) -> None:
     """Refuse a Python, or a script of one such as torchrun, that cannot meet the chip."""
-    python = program if _PYTHON.fullmatch(os.path.basename(program)) else _interpreter(program)
+    python = program if _PYTHON.fullmatch(os.path.basename(program)) else interpreter_of(program)
     if python is None or not os.path.isfile(python):
         return
     lack = lacks(python, env)
@@ -146,8 +146,8 @@ def _check_python(name: str, program: str, env: Mapping[str, str]) -> None:
         raise UsageError(f"cannot run {name!r}: {_cannot_meet(python, lack, python)}")
 
 
-def _interpreter(program: str) -> str | None:
-    """The Python that a script names in its first line, if it does."""
+def interpreter_of(program: str) -> str | None:
+    """The Python that the script at this path names in its first line, if it does."""
     try:
         with open(program, "rb") as file:
             first = file.read(256).split(b"\n")[0]

@@ -6,16 +6,17 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from offramp.chips.cluster import Cluster
 from offramp.errors import UsageError
+from offramp.launch import accelerated
 
 _TORCHRUN = "torch.distributed.run"
 _LEGACY = "torch.distributed.launch"
-_OTHERS = ("accelerate", "deepspeed", "mpirun", "mpiexec", "srun", "horovodrun", "colossalai")
+_OTHERS = ("deepspeed", "mpirun", "mpiexec", "srun", "horovodrun", "colossalai")
 _INSTEAD = "expected the same program by torchrun, such as: torchrun --nproc-per-node 8 train.py"
 
 
@@ -25,16 +26,18 @@ class Program:
 
     given      the whole command, as the user gave it
     own        what each rank runs
-    launched   whether a launcher starts it
+    launcher   what starts it; empty: nothing does
     nodes      nodes that the launcher names; None where it names none
     per_node   processes a node that it names; 0: as many as there are chips; None: it says nothing
+    variables  what it sets for each rank, beside its place
     """
 
     given: tuple[str, ...]
     own: tuple[str, ...]
-    launched: bool = False
+    launcher: str = ""
     nodes: int | None = None
     per_node: int | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, command: Sequence[str]) -> Program:
@@ -46,7 +49,8 @@ class Program:
         other = _foreign(given[0], module)
         if other:
             raise UsageError(f"{other} starts processes of its own; {_INSTEAD}")
-        if os.path.basename(given[0]) == "torchrun":
+        name = os.path.basename(given[0])
+        if name == "torchrun":
             return _of_torchrun(given, [sys.executable, "-u"], list(given[1:]))
         if module in (_TORCHRUN, _LEGACY):
             words = list(after)
@@ -55,6 +59,9 @@ class Program:
                 if len(words) == len(after):
                     raise UsageError(f"{_LEGACY} without --use-env is deprecated; {_INSTEAD}")
             return _of_torchrun(given, list(before), words)
+        launch = accelerated.words_of(name, module, after if module else given[1:])
+        if launch is not None:
+            return _of_accelerate(given, before or given[:1], launch)
         return cls(given, given)
 
     @property
@@ -145,7 +152,19 @@ def _of_torchrun(given: tuple[str, ...], python: list[str], words: list[str]) ->
     if not options.no_python:
         own = [*python, *own]
     nodes = _count(options.nnodes, "nnodes")
-    return Program(given, tuple(own), True, nodes, _count(options.nproc_per_node, "nproc-per-node"))
+    per_node = _count(options.nproc_per_node, "nproc-per-node")
+    return Program(given, tuple(own), "torchrun", nodes, per_node)
+
+
+def _of_accelerate(
+    given: tuple[str, ...], python: tuple[str, ...], words: tuple[str, ...]
+) -> Program:
+    found = accelerated.read(python, words)
+    own, variables = tuple(found["own"]), found["variables"]
+    if found["nodes"] is None:  # one process, which is not told of a world
+        return Program(given, own, variables=variables)
+    nodes = found["nodes"] if found["nodes"] > 1 else None
+    return Program(given, own, "accelerate", nodes, found["per_node"], variables)
 
 
 def _count(text: str | None, option: str) -> int | None:

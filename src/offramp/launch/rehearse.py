@@ -139,8 +139,8 @@ def plan(
         whole = _of_chip(chip, nodes, per_node, program)
     placed = bool(cluster) or nodes is not None or per_node is not None
     note = prepare(program.command(Path(os.devnull)), {**os.environ, AUTOLOAD: "1"}).note or ""
-    sets_ranks = placed or program.launched or program.is_train
-    return Plan(found, name, whole, program, sets_ranks, note=note, **settings)
+    placed = placed or bool(program.launcher) or program.is_train
+    return Plan(found, name, whole, program, placed, note=note, **settings)
 
 
 def _check(steps: int = FEWEST_STEPS, limit_s: float = 1, kept: float = 1, **others: Any) -> None:
@@ -166,16 +166,16 @@ def _chip(name: str) -> chips.Chip:
 
 def _of_file(path: Path, program: Program) -> Cluster:
     cluster = Cluster.read(path)
-    _agree("nodes", program.nodes, cluster.node_count, str(path))
+    _agree(program, "nodes", cluster.node_count, str(path))
     for group in cluster.groups:
-        _agree("processes a node", program.per_node, group.chips_per_node, str(path))
+        _agree(program, "processes a node", group.chips_per_node, str(path))
     return cluster
 
 
 def _of_chip(chip: str, nodes: int | None, per_node: int | None, program: Program) -> Cluster:
     """The nodes that the flags name, else those of the launcher, else one chip."""
-    _agree("nodes", program.nodes, nodes, "--nodes")
-    _agree("processes a node", program.per_node, per_node, "--per-node")
+    _agree(program, "nodes", nodes, "--nodes")
+    _agree(program, "processes a node", per_node, "--per-node")
     if nodes is None and per_node is None and not program.per_node:
         fills = program.per_node == 0  # a launcher's own default is one process a node
         return Cluster.of(chip, program.nodes or 1, None if fills else 1)
@@ -184,9 +184,10 @@ def _of_chip(chip: str, nodes: int | None, per_node: int | None, program: Progra
     return Cluster.of(chip, 1 if count is None else count, local)
 
 
-def _agree(what: str, launched: int | None, said: int | None, where: str) -> None:
-    if launched and said is not None and said != launched:
-        raise UsageError(f"torchrun starts {launched} {what}, and {where} says {said}")
+def _agree(program: Program, what: str, said: int | None, where: str) -> None:
+    starts = program.nodes if what == "nodes" else program.per_node
+    if starts and said is not None and said != starts:
+        raise UsageError(f"{program.launcher} starts {starts} {what}, and {where} says {said}")
 
 
 def execute(
@@ -323,6 +324,7 @@ def _prepare(plan: Plan, folder: Path, rank: int) -> Prepared:
     )
     env = {
         **os.environ,
+        **plan.program.variables,
         **(plan.program.env(rank, plan.cluster) if plan.sets_ranks else {}),
         **part.env(),
         AUTOLOAD: "1",

@@ -38,7 +38,7 @@ def test_torchrun_is_read(
 ) -> None:
     program = Program.of(command.split())
     assert (program.own, program.nodes, program.per_node) == (own, nodes, per_node)
-    assert program.launched
+    assert program.launcher == "torchrun"
     assert program.given == tuple(command.split())
 
 
@@ -49,7 +49,7 @@ def test_torchrun_is_read(
 def test_other_commands_stay_as_they_are(command: str) -> None:
     program = Program.of(command.split())
     assert program.own == program.given == tuple(command.split())
-    assert not program.launched
+    assert not program.launcher
     assert program.command(Path("scratch")) == command.split()
 
 
@@ -57,10 +57,9 @@ def test_other_commands_stay_as_they_are(command: str) -> None:
     ("command", "says"),
     [
         ("", "no command given"),
-        ("accelerate launch a.py", "accelerate starts processes of its own; expected .*torchrun"),
-        ("/env/bin/accelerate launch a.py", "accelerate starts"),
-        ("python -m accelerate.commands.launch a.py", "accelerate starts"),
-        ("deepspeed a.py", "deepspeed starts"),
+        ("deepspeed a.py", "deepspeed starts processes of its own; expected .*torchrun"),
+        ("/env/bin/deepspeed a.py", "deepspeed starts"),
+        ("python -m deepspeed.launcher.runner a.py", "deepspeed starts"),
         ("mpirun -np 4 python a.py", "mpirun starts"),
         ("python -m torch.distributed.launch a.py", "without --use-env is deprecated"),
         ("torchrun", "torchrun cannot read"),
