@@ -32,10 +32,11 @@ class RefusedError(OfframpError, RuntimeError):
     """
 
 
-class MissingPackageError(OfframpError, ImportError):
+class MissingPackageError(OfframpError, ModuleNotFoundError):
     """An import that cannot work on this chip, such as a package of CUDA kernels.
 
-    It is an `ImportError` because programs guard optional packages with that class.
+    It is a `ModuleNotFoundError` because programs guard optional packages with that class, or with
+    `ImportError`, which has it.
     """
 
 
