@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import os
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import torch
 from recording_here import record
 from torch import Tensor, nn
+from torch.nn.modules import module as modules
 from torch.utils.checkpoint import checkpoint
 
 from offramp.record import rows, sampling
@@ -243,6 +246,70 @@ class Twice(nn.Module):
     def forward(self, x_BC: Tensor) -> Tensor:
         inner = lambda x: self.two(self.one(x).tanh())  # noqa: E731
         return checkpoint(inner, x_BC, use_reentrant=False)
+
+
+def test_a_step_that_the_program_ended_within_is_left_out(tmp_path: Path) -> None:
+    """Two optimizers; the program fails between their steps in the third training step."""
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import torch\nfrom torch import nn\ntorch.manual_seed(0)\n"
+        "a, b = nn.Linear(4, 4), nn.Linear(4, 1)\n"
+        "first = torch.optim.SGD(a.parameters(), 0.1)\n"
+        "second = torch.optim.SGD(b.parameters(), 0.1)\n"
+        "for step in range(4):\n"
+        "    b(a(torch.randn(3, 4))).square().mean().backward()\n"
+        "    first.step()\n"
+        "    if step == 2: raise RuntimeError('out of disk')\n"
+        "    second.step()\n"
+    )
+    out = tmp_path / "a.rec"
+    command = ["record", "--out", str(out), "--", sys.executable, str(script)]
+    done = subprocess.run(
+        [sys.executable, "-m", "offramp", *command], capture_output=True, text=True, check=False
+    )
+    found = read(out)
+    assert done.returncode == 1
+    assert [step.number for step in found.steps] == [0, 1]
+    (note,) = found.notes
+    assert "ended within step 2, which is left out: 1 of 2 optimizers" in note
+    assert "ended within step 2" in done.stderr
+
+
+def test_models_stay_as_they_were_made(tmp_path: Path) -> None:
+    """No hook is left on a module or on all: a model that is saved or copied knows no recorder."""
+    plain = nn.Module.__call__
+
+    def work() -> tuple[bool, bytes]:
+        _, _, model = train(steps=5)
+        copy.deepcopy(model)
+        stream = io.BytesIO()
+        torch.save(model, stream)
+        return modules._has_any_global_hook(), stream.getvalue()
+
+    _, (hooked, saved) = recorded(tmp_path / "a.rec", work, first=3)
+    assert not hooked
+    assert b"offramp" not in saved
+    assert nn.Module.__call__ is plain
+
+
+def test_a_failed_call_is_over(tmp_path: Path) -> None:
+    """What a program goes on with after a failing module is recorded as if it had not been."""
+
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("too long")
+
+    def work() -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 3), Fails())
+        with pytest.raises(ValueError, match="too long"):
+            model(torch.ones(2, 3))
+        train(steps=2)
+
+    found, _ = recorded(tmp_path / "a.rec", work)
+    alone, _ = recorded(tmp_path / "b.rec", lambda: train(steps=2))
+    assert not found.notes
+    assert found.losses.tolist() == alone.losses.tolist()
 
 
 def test_recomputed_passes_are_left_alone(tmp_path: Path) -> None:

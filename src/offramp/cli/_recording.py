@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from offramp.record.part import EVERY, FIRST, MOST_MIB, SAMPLE, Part
 
@@ -10,7 +11,10 @@ from offramp.record.part import EVERY, FIRST, MOST_MIB, SAMPLE, Part
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options of what is recorded."""
     parser.add_argument(
-        "--every", type=int, default=EVERY, metavar="N", help=f"details each Nth step ({EVERY})"
+        "--every",
+        type=int,
+        metavar="N",
+        help=f"details each Nth step (each {EVERY}th, fewer as the run goes on)",
     )
     parser.add_argument(
         "--first", type=int, default=FIRST, metavar="N", help=f"and of the first N ({FIRST})"
@@ -34,9 +38,9 @@ def part(arguments: argparse.Namespace, out: str, **more: object) -> Part:
     least = {"every": 1, "first": 0, "sample": 0}
     for name, number in least.items():
         given = getattr(arguments, name)
-        if given < number:
+        if given is not None and given < number:
             raise UsageError(f"--{name} {given}: expected a number of at least {number}")
-    settings = {name: getattr(arguments, name) for name in least}
+    settings: dict[str, Any] = {name: getattr(arguments, name) or 0 for name in least}
     return Part(out=out, command=tuple(arguments.command), **{**settings, **more})
 
 

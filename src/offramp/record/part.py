@@ -17,7 +17,8 @@ class Part:
 
     out         the file of rank 0; the others' have `.rank<n>` added
     first       steps from the beginning that are recorded in detail, each of them
-    every       then each step whose number it divides is recorded in detail
+    every       then each step whose number it divides is recorded in detail; 0: each 25th, fewer
+                as the run goes on
     sample      elements of a tensor that are looked at, evenly spread; 0: all
     tensors     a glob of modules whose tensors are kept whole
     steps       in which steps (detailed all), as numbers
@@ -29,7 +30,7 @@ class Part:
 
     out: str
     first: int = FIRST
-    every: int = EVERY
+    every: int = 0
     sample: int = SAMPLE
     tensors: str = ""
     steps: tuple[int, ...] = ()
@@ -44,7 +45,9 @@ class Part:
 
     def is_detailed(self, step: int) -> bool:
         """Whether a step, counted from 0, is recorded in detail."""
-        return step < self.first or step % self.every == 0 or step in self.steps
+        # 8 to 16 between any number and twice that: each 25th to step 400, each 50th to 800, ...
+        every = self.every or EVERY << max(0, (step // (8 * EVERY)).bit_length() - 1)
+        return step < self.first or step % every == 0 or step in self.steps
 
 
 def given(env: Mapping[str, str]) -> Part | None:

@@ -1,4 +1,4 @@
-"""The recorder inside a program: hooks on modules, tensors, optimizers and `backward`.
+"""The recorder inside a program: it sees calls of modules, tensors, optimizers and `backward`.
 
 A step is what lies between two forward passes that an optimizer's step separates. Work without
 gradients (evaluation) and recomputed forward passes are not recorded.
@@ -6,8 +6,9 @@ gradients (evaluation) and recomputed forward passes are not recorded.
 [Note: never in the way] The recorder changes nothing that the program computes; where it fails it
 says so in the file and stops.
 
-[Note: ordinary steps] Every call of a module comes by here. In a step without details only calls
-from outside of any module matter: the others are sent back by `_enter` and `_leave` themselves.
+[Note: ordinary steps] In a step without details only calls from outside of any module matter:
+the others pass by (`_passes_by`), at the price of one more Python call each. PyTorch's hooks for
+all modules would cost tenfold, called or not.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
 from torch.optim import optimizer as optimizers
 
 from offramp.record import configuration, rows, sampling, surroundings
@@ -70,14 +70,16 @@ class Recorder:
         self._stack: list[nn.Module] = []
         self._step = 0
         self._full = False
+        self._stepped_before: set[int] = set()  # the optimizers of the last step that ended
         self._begin_step()
         self._handles = [
-            hooks.register_module_forward_pre_hook(self._enter),
-            hooks.register_module_forward_hook(self._leave, with_kwargs=True, always_call=True),
             optimizers.register_optimizer_step_pre_hook(self._before_step),
             optimizers.register_optimizer_step_post_hook(self._after_step),
         ]
-        self._put_back = surroundings.watch_backward(self._note_loss, self._note_clip)
+        self._put_back = (
+            surroundings.watch_calls(self._passes_by, self._begin_call, self._end_call),
+            surroundings.watch_backward(self._note_loss, self._note_clip),
+        )
         self._optimizers_met: dict[int, Any] = {}
         atexit.register(self.close)
 
@@ -87,8 +89,13 @@ class Recorder:
             return
         try:
             if self._writer is not None:
-                if self._stepped or not self._optimizers_met:
-                    self._end_step()  # otherwise the program ended within it
+                if self._stepped < self._stepped_before:
+                    met, usual = len(self._stepped), len(self._stepped_before)
+                    text = f"the program ended within step {self._step}, which is left out: "
+                    text += f"{met} of {usual} optimizers had made their step"
+                    self._writer.write(Frame("note", {"text": text}))
+                elif self._stepped or not self._optimizers_met:
+                    self._end_step()
                 self._writer.write(Frame("end", {"steps": self._step}))
         except Exception as error:
             self.give_up(f"{type(error).__name__}: {error}")
@@ -111,7 +118,8 @@ class Recorder:
         self._whole.leave(None)
         for handle in (*self._handles, *self._tensor_hooks):
             handle.remove()
-        self._put_back()
+        for put_back in self._put_back:
+            put_back()
         atexit.unregister(self.close)
         if self._writer is not None:
             self._writer.close()
@@ -191,6 +199,7 @@ class Recorder:
             text = f"no details after step {self._step}: the file has reached its size"
             self._writer.write(Frame("note", {"text": text}))
         self._step += 1
+        self._stepped_before = self._stepped
         self._begin_step()
 
     # Modules.
@@ -198,25 +207,12 @@ class Recorder:
     def _is_off(self) -> bool:
         return not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if self._stack and not self._follows and module is not self._stack[0]:
-            return
-        self._begin_call(module, args)
-
-    def _leave(self, module: nn.Module, args: Any, *given: Any) -> Any:
-        """`given`: keywords and output; of a forward pass that failed None alone."""
-        if torch.compiler.is_compiling():
-            return None
-        if not self._follows and (not self._stack or module is not self._stack[-1]):
-            return None
-        return self._end_call(module, given[0] if len(given) > 1 else {}, given[-1])
+    def _passes_by(self) -> bool:
+        """Whether a call of a module is none that matters; see [Note: ordinary steps]."""
+        return (bool(self._stack) and not self._follows) or self._is_off()
 
     @_guarded
     def _begin_call(self, module: nn.Module, args: Any) -> None:
-        if self._is_off():
-            return
         if not self._stack:
             self._enter_root(module, args)
         elif module not in self._modules:

@@ -1,4 +1,4 @@
-"""What the recorder watches outside of modules: `backward`, scaled losses, optimizers, ranks."""
+"""What the recorder watches: calls of modules, `backward`, scaled losses, optimizers, ranks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,43 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp.record import configuration, sampling
+
+
+def watch_calls(
+    passes_by: Callable[[], bool],
+    begin: Callable[[nn.Module, Any], None],
+    end: Callable[[nn.Module, Any, Any], Any],
+) -> Callable[[], None]:
+    """Have every module's call begin and end with a word, unless it passes by; the answer takes
+    that back.
+
+    begin   is given the module and its arguments
+    end     is given the module, its keywords and its output (none where it failed), and gives
+            another output, or none to leave it
+    """
+    original = nn.Module.__call__
+
+    @functools.wraps(original)
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or passes_by():
+            return original(module, *args, **kwargs)
+        begin(module, args)
+        try:
+            output = original(module, *args, **kwargs)
+        except BaseException:
+            end(module, {}, None)
+            raise
+        moved = end(module, kwargs, output)
+        return output if moved is None else moved
+
+    def put_back() -> None:
+        nn.Module.__call__ = original  # type: ignore[method-assign]
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    return put_back
 
 
 def watch_backward(

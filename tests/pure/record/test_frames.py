@@ -86,10 +86,19 @@ def test_a_frame_of_the_file_is_what_the_page_says() -> None:
     assert int.from_bytes(data[4:8], "little") == len(data) - 12
 
 
+def test_details_become_rarer_unless_each_nth_is_asked_for() -> None:
+    found = [step for step in range(100_001) if part.Part(out="").is_detailed(step)]
+    assert found[:6] == [0, 1, 2, 3, 25, 50]
+    between = [step for step in found if 300 <= step < 900]
+    assert between == [300, 325, 350, 375, *range(400, 800, 50), 800]
+    for start in (100, 700, 50_000):  # a run twice as long has a few more
+        assert 4 <= sum(start <= step < 2 * start for step in found) <= 16
+    each = part.Part(out="", first=0, every=7)
+    assert all(each.is_detailed(step) == (step % 7 == 0) for step in range(5000))
+
+
 def test_a_part_goes_through_the_environment() -> None:
     asked = part.Part(out="a", steps=(1, 2), variables=("X",), command=("python", "t.py"))
     assert part.given(asked.env()) == asked
     assert part.given({}) is None
-    detailed = [step for step in range(60) if asked.is_detailed(step)]
-    assert detailed == [0, 1, 2, 3, 25, 50]
     assert part.path_of_rank("a.rec", 3) == Path("a.rec.rank3")
