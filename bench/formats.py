@@ -2,8 +2,9 @@
 
 Each program (programs/small.py) runs on a virtual chip with one setting of its arithmetic, as
 `--arith` sets it, and without, in a format that the setting is about. The verdict is judged with a
-floor from one recording with noise; then the operators of the module that it names are recorded and
-replayed, or, where it names none, those of a linear layer. `python bench/formats.py`.
+floor from one recording with noise; then what `--bisect` replays is recorded and replayed: the
+module that the verdict names, or, where it names none, those with the longest
+sums. `python bench/formats.py`.
 """
 
 from __future__ import annotations
@@ -17,17 +18,15 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "programs"))
-from faults import TARGETS
 from small import NAMES, STEPS, Fault, train
 
 import offramp
 from offramp.chips.arithmetic import resolve
 from offramp.compare import run
-from offramp.compare.operators import bisect
 from offramp.compare.verdict import PRECISION
 from offramp.record.part import Part
 from offramp.record.recorder import Recorder
-from offramp.record.recording import Recording, read
+from offramp.record.recording import read
 
 CHIP = "nvidia-h100"  # without arithmetic of its own that is not asked for
 
@@ -90,14 +89,13 @@ class Bench:
         """The verdict's words, and those of the operator."""
         a, b, noisy = (self.record(program, case, name) for name in "abn")
         found = run.files(a, b, [noisy], 0.005)
-        place, verdict = found.verdict.place, found.verdict
-        if place is not None and not run.not_replayed(found):
-            a, b = (self.record(program, case, n, place.module, place.step) for n in "ab")
-            return f"{verdict.verdict}: {verdict.kind}", run.bisect(found, a, b)[1]
-        layer = TARGETS[program].product
-        pair: list[Recording] = [read(self.record(program, case, n, layer)) for n in "ab"]
-        said = bisect(*pair, 0, layer)
-        return f"{verdict.verdict}: {verdict.kind}", f"({layer}) {said.operator}: {said.text}"
+        plain = f"{found.verdict.verdict}: {found.verdict.kind}"
+        reason = run.not_replayed(found)
+        if reason:
+            return plain, reason
+        modules, step = run.to_replay(found, a)
+        a, b = (self.record(program, case, n, modules, step) for n in "ab")
+        return plain, run.bisect(found, a, b)[1]
 
 
 def main() -> None:

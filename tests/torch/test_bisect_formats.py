@@ -14,7 +14,7 @@ from torch import nn
 from offramp.compare import run
 from offramp.compare.formats import Explained, explain
 from offramp.compare.operators import Named, bisect
-from offramp.compare.verdict import DIFFERENT, PRECISION, Verdict
+from offramp.compare.verdict import DIFFERENT, PRECISION, SAME, Place, Verdict
 from offramp.record.frames import Frame
 from offramp.record.recording import Recording
 
@@ -95,6 +95,37 @@ def test_narrow_sums_are_named_to_the_bit(
     found: Named = bisect(a, recorded(tmp_path / "b.rec", dtype), 0, "0")
     assert (found.operator, found.arithmetic) == ("aten.addmm.default", name)
     assert f"its result is that of {name}, to the bit; the next, " in found.text
+
+
+@pytest.mark.parametrize("text", ["accumulate=chunked:64", "accumulate=chunked:128"])
+def test_narrow_sums_within_the_noise_floor_are_another_precision(
+    arith: Set, tmp_path: Path, text: str
+) -> None:
+    plain, found, words = told(arith, tmp_path, text, BF16)
+    assert plain.verdict == SAME
+    assert found.verdict == PRECISION
+    assert found.kind.startswith(f"sums of {text.rpartition(':')[2]} products in float16")
+    assert found.place == Place(0, "0", "forward", "aten.addmm.default, within the noise floor")
+    assert "to the bit" in words
+
+
+def test_noise_of_rounding_size_stays_the_same_model(tmp_path: Path) -> None:
+    a, b, *noisy = (recorded(tmp_path / f"{n}.rec", F32, "*", n) for n in (-1, 2, 1, 3))
+    plain = run.judged([a], [b], [[one] for one in noisy], 0.005)
+    found, words = run.bisect(plain, a.path, b.path)
+    assert plain.verdict.worst > 0
+    assert found.verdict.verdict == SAME
+    assert words.startswith("no module differs; replayed")
+
+
+def test_modules_with_the_longest_sums_are_replayed_where_none_differs(tmp_path: Path) -> None:
+    a, noisy = (recorded(tmp_path / f"{n}.rec", F32, "", n) for n in (-1, 1))
+    found = run.judged([a], [noisy], [[noisy]], 0.005)
+    assert found.verdict.verdict == SAME
+    assert run.to_replay(found, a.path) == ("0,2", 0)
+    found, words = run.bisect(found, a.path, noisy.path)
+    assert found.verdict.verdict == SAME
+    assert words.startswith("no module differs, and there is no module whose operators both")
 
 
 def test_a_verdict_on_narrow_sums_names_them(arith: Set, tmp_path: Path) -> None:

@@ -116,10 +116,11 @@ def _record(arguments: argparse.Namespace) -> tuple[Compared, str]:
         found = run.files(a, b, noisy, arguments.margin)
         if not arguments.bisect:
             return found, ""
-        reason, place = run.not_replayed(found), found.verdict.place
-        if reason or place is None:
-            return found, reason
-        again = replace(part, tensors=place.module, steps=(place.step,))
+        reason = run.not_replayed(found)
+        modules, step = ("", 0) if reason else run.to_replay(found, a)
+        if not modules:
+            return found, reason or "no module differs, and none has weights that it multiplies by"
+        again = replace(part, tensors=modules, steps=(step,))
         (folder / "operators").mkdir(exist_ok=True)
         a, b, _ = run.record(
             again, (first, second), folder / "operators", 0, tell, arguments.memory

@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", required=True, metavar="FILE", help="the recording")
     parser.add_argument("--chip", metavar="NAME[:COUNT]", help="a virtual chip (default: none)")
-    parser.add_argument("--tensors", default="", metavar="GLOB", help="modules kept whole")
+    parser.add_argument("--tensors", default="", metavar="GLOB,...", help="modules kept whole")
     parser.add_argument("--steps", default="", metavar="LIST", help="in which steps, as 0,10-12")
     parser.add_argument(
         "--perturb", type=int, default=-1, metavar="SEED", help="add noise of rounding size"

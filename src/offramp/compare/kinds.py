@@ -10,6 +10,7 @@ from offramp.compare.pairing import GRID, NONFINITE, NORM, SUBNORMAL, Pair
 from offramp.record import rows
 
 PRODUCTS = ("Linear", "Conv", "Attention", "LSTM", "GRU", "RNN", "Bilinear", "Embedding")
+LOOKED_UP = "Embedding"  # not computed
 # Relative errors of a float32 product whose factors have so few bits, by the square root of the sum
 # of squares of independent roundings: each is off by up to 2^-(bits + 1), 0.41 of that in the root
 # mean square over a binade, and there are two. Two binades of room around 10 bits, and around 7.
@@ -37,6 +38,11 @@ class Kind:
     def plain(self) -> str:
         """In words, without an explanation."""
         return self.size or self.text
+
+
+def multiplies(module_kind: str) -> bool:
+    """Whether a module of this class computes sums of products with its weights."""
+    return LOOKED_UP not in module_kind and any(word in module_kind for word in PRODUCTS)
 
 
 def kind_of(pair: Pair, row: int, before: Pair | None, module_kind: str) -> Kind:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from heapq import nlargest
+from math import prod
 from pathlib import Path
 
 from offramp.compare import launching
 from offramp.compare.judge import judge
+from offramp.compare.kinds import multiplies
 from offramp.compare.placing import BACKWARD, BETWEEN, EVERY, FORWARD
 from offramp.compare.settings import differences
-from offramp.compare.verdict import DIFFERENT, PRECISION, SAME, UNKNOWN, Verdict
+from offramp.compare.verdict import DIFFERENT, PRECISION, SAME, UNKNOWN, Place, Verdict
 from offramp.errors import OfframpError, UsageError
 from offramp.record.part import Part
 from offramp.record.recording import Recording, read_ranks
 
 HERE = "here"  # in place of a chip: what this machine has
+MOST_REPLAYED = 2  # modules of each class that are replayed where none differs
 _ORDER = (DIFFERENT, PRECISION, UNKNOWN, SAME)
 
 
@@ -105,13 +109,13 @@ def bisect(found: Compared, a: Path, b: Path) -> tuple[Compared, str]:
     """
     from offramp.compare import operators
 
-    place = found.verdict.place
     reason = not_replayed(found)
-    if reason or place is None:
+    if reason:
         return found, reason
-    first, second = (
-        next(one for one in read_ranks(path) if one.rank == found.rank) for path in (a, b)
-    )
+    first, second = (_of_rank(path, found.rank) for path in (a, b))
+    place = found.verdict.place
+    if place is None:
+        return _below_the_floor(found, first, second)
     named = operators.bisect(first, second, place.step, place.module, place.pass_name)
     if named.arithmetic:
         told = replace(found.verdict, verdict=PRECISION, kind=named.arithmetic)
@@ -119,10 +123,60 @@ def bisect(found: Compared, a: Path, b: Path) -> tuple[Compared, str]:
     return found, f"{named.operator}: {named.text}" if named.operator else named.text
 
 
+def _of_rank(path: Path, rank: int) -> Recording:
+    return next(one for one in read_ranks(path) if one.rank == rank)
+
+
+def _below_the_floor(found: Compared, first: Recording, second: Recording) -> tuple[Compared, str]:
+    """No module differs by more than noise; an arithmetic that explains an operator's result in one
+    run, on its own inputs, is another precision all the same."""
+    from offramp.compare import operators
+
+    both = [key for key in first.operators if key in second.operators]
+    for step, module in both:
+        named = operators.bisect(first, second, step, module)
+        if named.arithmetic:
+            place = Place(step, module, FORWARD, f"{named.operator}, within the noise floor")
+            told = replace(found.verdict, verdict=PRECISION, kind=named.arithmetic, place=place)
+            return replace(found, verdict=told), f"{named.operator}: {named.text}"
+    if not both:
+        return found, (
+            "no module differs, and there is no module whose operators both recordings have; "
+            "record both with --tensors MODULE --steps 0 to see whether one computes in another "
+            "arithmetic within the noise floor"
+        )
+    modules = ", ".join(module for _, module in both)
+    return found, f"no module differs; replayed, so that no arithmetic stands out: {modules}"
+
+
+def to_replay(found: Compared, a: Path) -> tuple[str, int]:
+    """The modules whose operators tell more, as `--tensors` has them, and the step.
+
+    Where none differs those of each class that sum the most products to a number.
+    """
+    place = found.verdict.place
+    if place is not None:
+        return place.module, place.step
+    first = _of_rank(a, found.rank)
+    depths: dict[str, dict[str, int]] = {}  # by class and module
+    for name, weight in first.weights.items():
+        module, shape = name.rpartition(".")[0], weight["shape"]
+        kind = first.kinds.get(module, "")
+        if multiplies(kind) and len(shape) > 1:
+            known = depths.setdefault(kind, {})
+            known[module] = max(known.get(module, 0), prod(shape[1:]))
+    deepest = [
+        m for known in depths.values() for m in nlargest(MOST_REPLAYED, known, known.__getitem__)
+    ]
+    return ",".join(deepest), 0
+
+
 def not_replayed(found: Compared) -> str:
     """Why there is no operator to name; empty: there may be one."""
     place = found.verdict.place
-    if found.verdict.verdict in (SAME, UNKNOWN) or place is None or not found.verdict.is_chip:
+    if found.verdict.verdict == SAME:
+        return "" if found.verdict.worst else "nothing to replay: all are equal to the bit"
+    if found.verdict.verdict == UNKNOWN or place is None or not found.verdict.is_chip:
         return "nothing to replay: no module differs"
     is_in_pass = place.pass_name in (FORWARD, BACKWARD, BETWEEN)
     if not is_in_pass or place.module in ("", "loss", "data", EVERY):

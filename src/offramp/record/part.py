@@ -20,7 +20,7 @@ class Part:
     every       then each step whose number it divides is recorded in detail; 0: each 25th, fewer
                 as the run goes on
     sample      elements of a tensor that are looked at, evenly spread; 0: all
-    tensors     a glob of modules whose tensors are kept whole
+    tensors     globs, with commas between, of modules whose tensors are kept whole
     steps       in which steps (detailed all), as numbers
     perturb     the seed of a perturbation of rounding size; none where it is negative
     most_bytes  size of a file from which on no more details are written

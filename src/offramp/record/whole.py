@@ -82,7 +82,7 @@ class Whole:
 
     def name(self, module: nn.Module, name: str) -> None:
         """Tell the name of a module."""
-        if self._part.tensors and fnmatchcase(name, self._part.tensors):
+        if any(fnmatchcase(name, glob) for glob in self._part.tensors.split(",")):
             self._names[module] = name
 
     def keep(self, step: int, module: nn.Module, of: tuple[int, int, int], tensor: Tensor) -> None:
