@@ -126,6 +126,54 @@ def test_grouped_heads_with_a_mask_take_products() -> None:
     assert names.met == ["flash_attention"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("queries", "heads"), [(3, 2), (8, 2), (5, 1)])
+def test_the_causal_mask_of_the_flash_kernel_ends_with_the_last_key(
+    dtype: torch.dtype, queries: int, heads: int
+) -> None:
+    """As of FlashAttention from 2.1 on, which CUDA's is."""
+    q, k, v = (t.detach() for t in inputs("cpu", dtype))
+    given = q[:, :2, :queries], k[:, :heads], v[:, :heads]
+    seen = torch.ones(queries, 8, dtype=torch.bool).tril(8 - queries)
+    own, exact = (
+        [t.to(*to).requires_grad_() for t in given] for to in (("cuda",), (torch.float64,))
+    )
+    out = aten._scaled_dot_product_flash_attention(*own, is_causal=True)[0]
+    want = scaled_dot_product_attention(*exact, attn_mask=seen, enable_gqa=True)
+    tolerance = (
+        {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    )
+    torch.testing.assert_close(out.cpu().double(), want, **tolerance)
+    out.sum().backward()
+    want.sum().backward()
+    for mine, other in zip(own, exact, strict=True):
+        torch.testing.assert_close(mine.grad.cpu().double(), other.grad, **tolerance)
+
+
+def test_a_causal_call_of_other_queries_than_keys_starts_with_the_first_key() -> None:
+    """scaled_dot_product_attention's own meaning, for which CUDA leaves its flash kernel."""
+    q, k, v = (t.detach() for t in inputs("cpu", torch.bfloat16))
+    with Names() as names:
+        found = scaled_dot_product_attention(
+            *(t.cuda() for t in (q[:, :, :5], k, v)), is_causal=True
+        )
+    assert names.met == ["efficient_attention"]
+    exact = scaled_dot_product_attention(q[:, :, :5], k, v, is_causal=True)
+    torch.testing.assert_close(found.cpu(), exact)
+
+
+def test_programs_that_ask_for_the_flash_kernel_are_told_of_it() -> None:
+    def answer(*qkv: torch.Tensor) -> bool:
+        params = torch.backends.cuda.SDPAParams(*qkv, None, 0.0, False, False)
+        return torch.backends.cuda.can_use_flash_attention(params)
+
+    short = inputs("cuda", torch.bfloat16)
+    assert answer(*short)
+    assert not answer(*inputs("cuda", torch.float32))
+    with sdpa_kernel(SDPBackend.MATH):
+        assert not answer(*short)
+
+
 WITHOUT_FLASH = """
 import torch
 from torch.nn.functional import scaled_dot_product_attention

@@ -33,11 +33,27 @@ def install(runtime: Runtime, counts: Tally, patches: Patches) -> None:
     patches.set(torch.backends.cudnn, "version", lambda: None)
     patches.set(torch.backends.cusparselt, "_init", lambda: False)
     patches.set(torch._C, "_is_flash_attention_available", lambda: False)
-    for kind in ("flash", "mem_efficient", "cudnn"):
+    patches.set(torch._C, "_can_use_flash_attention", _can_use_flash)
+    for kind in ("mem_efficient", "cudnn"):
         patches.set(torch._C, f"_can_use_{kind}_attention", lambda *arguments: False)
     if torch.distributed.is_available():
         patches.set(torch._C._distributed_c10d, "_is_nvshmem_available", lambda: False)
     _keep_from_fusing(patches)
+
+
+def _can_use_flash(params: torch.backends.cuda.SDPAParams, debug: bool = False) -> bool:
+    """Whether the chip would take its flash kernel, whose causal mask ends with the last key.
+
+    That of nested tensors is another kernel, which a virtual chip has not.
+    """
+    query, key, value = params.query, params.key, params.value
+    short = query.dtype in (torch.float16, torch.bfloat16)
+    if not short or not query.is_cuda or query.is_nested or params.attn_mask is not None:
+        return False
+    chosen = torch._fused_sdp_choice(
+        query, key, value, dropout_p=params.dropout, enable_gqa=params.enable_gqa
+    )
+    return bool(chosen == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value)
 
 
 def _keep_from_fusing(patches: Patches) -> None:

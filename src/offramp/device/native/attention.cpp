@@ -14,6 +14,7 @@
 #include <ATen/ops/_scaled_dot_product_flash_attention.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
@@ -23,6 +24,7 @@
 #include <optional>
 #include <tuple>
 
+#include "arithmetic.h"
 #include "operators.h"
 #include "rehearse.h"
 #include "tape.h"
@@ -60,7 +62,9 @@ int64_t choose(const Tensor& query, const Tensor& key, const Tensor& value, cons
   if (!flash) context.setSDPUseFlash(false);
   if (of_cpu != kFlash) return kMath;
   const bool half = query.scalar_type() == at::kHalf || query.scalar_type() == at::kBFloat16;
-  const bool has_flash = flash_operator().missing.empty();
+  // CUDA's aligns a causal mask to the last tokens, scaled_dot_product_attention to the first.
+  const bool aligned = !causal || query.sym_size(-2) == key.sym_size(-2);
+  const bool has_flash = aligned && flash_operator().missing.empty();
   if (flash && has_flash && !masked && (half || !efficient)) return kFlash;
   // The memory-efficient kernel has as many heads of keys as of queries; plain products come next.
   const bool grouped = query.sym_size(-3) != key.sym_size(-3);
@@ -102,6 +106,20 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value,
   return std::get<0>(at::_scaled_dot_product_cudnn_attention(query, key, value, bias, trains,
                                                              dropout, causal, false, scale));
 }
+
+// Within: the causal mask of the CPU's kernel is aligned to the last query and the last key.
+thread_local bool to_the_last = false;
+
+class AlignedToTheLast {
+ public:
+  explicit AlignedToTheLast(bool on) : before_(to_the_last) { to_the_last = on; }
+  ~AlignedToTheLast() { to_the_last = before_; }
+  AlignedToTheLast(const AlignedToTheLast&) = delete;
+  AlignedToTheLast& operator=(const AlignedToTheLast&) = delete;
+
+ private:
+  bool before_;
+};
 
 [[noreturn]] void refuse_kernel(const char* kind, const char* what) {
   const auto name = c10::str("aten::_scaled_dot_product_", kind, "_attention");
@@ -166,6 +184,7 @@ Attended attended(std::tuple<Tensor, Tensor> made, const Tensor& query, const Te
 Attended flash(const Tensor& query, const Tensor& key, const Tensor& value, double dropout,
                bool causal, bool, Scale scale) {
   require(flash_operator());
+  const AlignedToTheLast as_cuda(causal);
   const auto made = forward("flash", query, key, value, std::nullopt, dropout, causal, scale);
   return attended(made, query, key);
 }
@@ -174,6 +193,7 @@ Grads flash_backward(const Tensor& grad, const Tensor& query, const Tensor& key,
                      const Tensor& value, const Tensor& out, const Tensor& logsumexp, const Tensor&,
                      const Tensor&, c10::SymInt, c10::SymInt, double, bool causal, const Tensor&,
                      const Tensor&, Scale scale) {
+  const AlignedToTheLast as_cuda(causal);
   return laid_out(backward(grad, query, key, value, Tensor(), out, logsumexp, causal, scale), query,
                   key, value);
 }
@@ -212,6 +232,24 @@ Grads cudnn_backward(const Tensor& grad, const Tensor& query, const Tensor& key,
 }
 
 }  // namespace
+
+void align_causal_mask(const Operator& op, c10::Stack* stack) {
+  if (!to_the_last || op.work != Work::kAttention) return;
+  const auto& schema = op.handle.schema();
+  const auto given = stack->end() - static_cast<int64_t>(schema.arguments().size());
+  const auto argument = [&](const char* name) -> c10::IValue& {
+    return given[*schema.argumentIndexWithName(name)];
+  };
+  const Tensor query = argument("query").toTensor(), key = argument("key").toTensor();
+  const int64_t queries = query.size(-2), keys = key.size(-2);
+  if (queries == keys || !argument("is_causal").toBool()) return;
+  const ChargeScope host(-1, "");
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  argument("is_causal") = false;
+  argument("attn_mask") =
+      at::full({queries, keys}, -std::numeric_limits<double>::infinity(), query.options())
+          .triu_(keys - queries + 1);
+}
 
 void register_attention(torch::Library& library) {
   // Asked where no kernel of ours stands between: by fake tensors.

@@ -99,5 +99,8 @@ void register_boxed(c10::DispatchKey key, c10::DispatchKey host_key);
 void register_own_operators();
 void register_composed_operators(torch::Library& library);
 void register_attention(torch::Library& library);
+// Just before the CPU's kernel runs on `stack`: gives it the mask that it needs to see what CUDA's
+// flash attention sees, where a causal call has other queries than keys.
+void align_causal_mask(const Operator& op, c10::Stack* stack);
 
 }  // namespace offramp

@@ -260,6 +260,7 @@ void run_on_host(Operator& op, c10::DispatchKey host_key, c10::Stack* stack) {
     std::optional<SeedScope> seeds;
     if (op.draws_unasked) seeds.emplace(call.index);
     const ChargeScope charge(call.index, op.name.c_str());
+    align_causal_mask(op, stack);
     const bool own = arithmetic().on && host_key == c10::DispatchKey::CPU;
     if (!own || !compute_as_chip(op, call.index, stack)) {
       op.handle.redispatchBoxed(c10::DispatchKeySet(host_key), stack);
