@@ -36,7 +36,8 @@ class Attention:
 
     `queries` and `keys` are lengths, averages where sequences are packed; `width` is the head
     size of queries and keys, `value_width` that of values; `window` is how many keys before its
-    own place a query sees, 0 for all.
+    own place a query sees, 0 for all. `last`: a causal mask lets the last query see the last key,
+    rather than the first one the first.
     """
 
     batch: float
@@ -49,16 +50,25 @@ class Attention:
     causal: bool = False
     window: int = 0
     backward: bool = False
+    last: bool = False
 
     @property
     def pairs(self) -> float:
-        """Query-key pairs of one head that count: half of the square when causal."""
+        """Query-key pairs of one head that count: half of the square when causal.
+
+        Queries that are the last of more keys' tokens see all the keys before them as well.
+        """
         q, k = self.queries, self.keys
         if not self.causal:
             return q * k
-        if self.window and self.window < min(q, k):
-            return q * self.window - self.window**2 / 2
-        return q * q / 2 if q <= k else k * k / 2 + (q - k) * k
+        if self.last:
+            q = min(q, k)  # earlier ones see nothing
+            before = k - q
+        else:
+            before = 0
+        if self.window and self.window < min(before + q, k):
+            return q * self.window - max(0, self.window - before) ** 2 / 2
+        return q * before + (q * q / 2 if q <= k else k * k / 2 + (q - k) * k)
 
     @property
     def flops(self) -> float:
@@ -110,6 +120,7 @@ def _find_attention(
         causal=bool(causal),
         window=window,
         backward=backward,
+        last="flash" in op.base or op.values.get("custom_mask_type") == _TO_THE_LAST,
     )
 
 
@@ -231,6 +242,8 @@ _PRODUCTS: Mapping[str, Callable[[Operation], tuple[Product, ...]]] = {
         ("convolution_backward", "convolution_backward_overrideable"), _convolution_backward
     ),
 }
+# Of the memory-efficient kernel; flash kernels have no other causal mask.
+_TO_THE_LAST = 2
 # Name -> place of the queries, whether the sequence comes before the heads, backward.
 _SDPA = "_scaled_dot_product_{}attention{}"
 _ATTENTION: Mapping[str, tuple[int, bool, bool]] = {

@@ -119,6 +119,49 @@ def test_a_window_bounds_the_keys() -> None:
     assert found.pairs == 1024 * 128 - 128 * 128 / 2
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "last"),
+    [
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", {}, True),  # as tapes have it
+        ("aten::_scaled_dot_product_flash_attention", {}, True),
+        ("aten::_scaled_dot_product_efficient_attention", {}, False),
+        ("aten::_scaled_dot_product_cudnn_attention", {}, False),
+    ],
+)
+@pytest.mark.parametrize(("queries", "keys"), [(96, 96), (96, 288), (1, 77), (120, 90)])
+def test_a_causal_mask_of_fewer_queries_than_keys(
+    name: str, values: dict[str, object], last: bool, queries: int, keys: int
+) -> None:
+    q, k = tensor(1, 4, queries, 64), tensor(1, 2, keys, 64)
+    found = attention(Operation(name, (q, k, k), (q,), {"is_causal": True, **values}))
+    assert found is not None
+    offset = keys - queries if last else 0
+    counted = sum(max(0, min(keys, query + 1 + offset)) for query in range(queries))
+    # The diagonal counts for half a pair of each query.
+    assert found.pairs == counted - min(queries, keys) / 2
+
+
+@pytest.mark.parametrize(("kind", "last"), [(1, False), (2, True)])
+def test_the_efficient_kernel_s_mask_has_a_kind(kind: int, last: bool) -> None:
+    q, k = tensor(1, 96, 4, 64), tensor(1, 288, 4, 64)
+    values = {"custom_mask_type": kind}
+    found = attention(Operation("aten::_efficient_attention_forward", (q, k, k), (q,), values))
+    assert found is not None
+    assert found.pairs == (96 * 288 - 96 * 96 / 2 if last else 96 * 96 / 2)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "window"), [(64, 256, 32), (64, 256, 200), (64, 80, 30)]
+)
+def test_a_window_of_the_last_queries(queries: int, keys: int, window: int) -> None:
+    q, k = tensor(1, queries, 4, 64), tensor(1, keys, 4, 64)
+    values = {"is_causal": True, "window_size_left": window}
+    found = attention(Operation("aten::_flash_attention_forward", (q, k, k), (q,), values))
+    assert found is not None
+    seen = [min(window, query + 0.5 + keys - queries) for query in range(queries)]
+    assert found.pairs == pytest.approx(sum(seen), abs=1)
+
+
 def test_other_operators_have_no_products() -> None:
     listed = Operation("aten::_foreach_add_.List", (Tensors(2, 8, "float32", 32),) * 2)
     assert products(listed) == ()
