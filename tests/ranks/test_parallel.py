@@ -19,9 +19,9 @@ Play = Callable[..., list[Any]]
 
 
 @cache
-def expected(name: str, rows: int, balance: str | None) -> dict[str, Any]:
+def expected(name: str, rows: int, balance: str | None, documents: str) -> dict[str, Any]:
     torch.set_num_threads(1)
-    return parallel.plain_step(name, rows, balance)
+    return parallel.plain_step(name, rows, balance, documents)
 
 
 def check(spec: str, results: list[Any]) -> None:
@@ -30,7 +30,7 @@ def check(spec: str, results: list[Any]) -> None:
     short = more.get("precision") == "bf16"
     tolerance, loss_tolerance = (1e-1, 5e-3) if short else (1e-5, 1e-5)
     rows = layout.dp * int(more.get("micro", 2)) * parallel.MICRO
-    want = expected(name, rows, more.get("balance"))
+    want = expected(name, rows, more.get("balance"), more.get("documents", "many"))
     found: dict[str, torch.Tensor] = {}
     for result in (result[spec] for result in results):
         assert not isinstance(result, str), result

@@ -15,12 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from offramp.train import host_attention
+from offramp.train.formats import product_dtype
 
 NAME = "offramp"
 NAMES = {"fused": NAME, "products": f"{NAME}_products"}  # by the choices of `model.attention`
+FLASH_WIDTHS = 8  # CUDA's flash kernel takes heads of a multiple of this
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,16 +32,17 @@ class Packing:
 
     spans        (row, first token, past the last token) of every document, in order; None where
                  every row is one document
-    mask_BTT     instead of spans: True where a token may attend; for compiled layers and for
-                 context parallelism, whose queries and keys are not the same tokens
-    distance_TT  with a mask whose tokens are in another order: how far each key is before its query
-    context      gathers the keys and values of a whole sequence (context parallelism), or None
+    mask_BTT     instead of spans: True where a token may attend; for compiled layers
+    context      the part of the sequences that the queries are, which gathers all their keys and
+                 values (context parallelism), or None
+    part_masks   with a context: such a mask for each part of the queries, with the keys up to its
+                 end; None where every row is one document
     """
 
     spans: tuple[tuple[int, int, int], ...] | None = None
     mask_BTT: Tensor | None = None
-    distance_TT: Tensor | None = None
     context: Any = None
+    part_masks: tuple[Tensor, ...] | None = None
 
 
 def register() -> None:
@@ -69,10 +73,13 @@ def find_spans(documents_BT: Tensor) -> tuple[tuple[int, int, int], ...] | None:
     )
 
 
-def causal_mask(documents_BT: Tensor) -> Tensor:
-    """(B, 1, T, T), True where a query (row) sees a key (column): earlier, same document."""
-    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
-    return same_BTT.tril()[:, None]
+def causal_mask(documents_BT: Tensor, first: int = 0) -> Tensor:
+    """(B, 1, queries, T), True where a query (row) sees a key (column): earlier, same document.
+
+    Queries are the tokens from `first` on.
+    """
+    same_BTT = documents_BT[:, first:, None] == documents_BT[:, None, :]
+    return same_BTT.tril(first)[:, None]
 
 
 def attend(
@@ -94,30 +101,73 @@ def attend(
     before fused kernels.
     """
     packing = packing or Packing()
-    sliding_window: int | None = kwargs.get("sliding_window")
-    by_products: bool = kwargs.get("by_products", False)
-    if packing.context is not None:
-        key_BHTD, value_BHTD = packing.context.gather(key_BHTD), packing.context.gather(value_BHTD)
-    options: dict[str, Any] = {
-        "dropout_p": dropout if module.training else 0.0,
-        "scale": scaling,
-        "enable_gqa": key_BHTD.shape[1] != query_BHTD.shape[1],
+    how: dict[str, Any] = {
+        "window": kwargs.get("sliding_window"),
+        "by_products": kwargs.get("by_products", False),
+        "options": {
+            "dropout_p": dropout if module.training else 0.0,
+            "scale": scaling,
+            "enable_gqa": key_BHTD.shape[1] != query_BHTD.shape[1],
+        },
     }
-    mask_BTT = attention_mask if attention_mask is not None else packing.mask_BTT
-    window = sliding_window if sliding_window and sliding_window < key_BHTD.shape[2] else None
+    if packing.context is not None:
+        out_BHTD = _by_part(query_BHTD, key_BHTD, value_BHTD, packing, how)
+    else:
+        if attention_mask is not None:
+            packing = Packing(mask_BTT=attention_mask)
+        how["is_causal"] = attention_mask is None
+        out_BHTD = _attended(query_BHTD, key_BHTD, value_BHTD, packing, **how)
+    return out_BHTD.transpose(1, 2).contiguous(), None
+
+
+def _by_part(
+    query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, packing: Packing, how: dict[str, Any]
+) -> Tensor:
+    """Each part of the queries with the keys that its tokens may see."""
+    key_BHTD, value_BHTD = packing.context.gather(key_BHTD), packing.context.gather(value_BHTD)
+    parts = packing.context.parts(key_BHTD.shape[2])
+    queries = query_BHTD.chunk(len(parts), 2)
+    pieces = []
+    for number, (first, past) in enumerate(parts):
+        start = max(0, first + 1 - how["window"]) if how["window"] else 0
+        mask = packing.part_masks[number][..., start:] if packing.part_masks else None
+        near = slice(start, past)
+        pieces.append(
+            _attended(
+                queries[number],
+                key_BHTD[:, :, near],
+                value_BHTD[:, :, near],
+                Packing(mask_BTT=mask),
+                **how,
+            )
+        )
+    return torch.cat(pieces, 2)
+
+
+def _attended(
+    query_BHTD: Tensor,
+    key_BHTD: Tensor,
+    value_BHTD: Tensor,
+    packing: Packing,
+    *,
+    window: int | None,
+    by_products: bool,
+    options: dict[str, Any],
+    is_causal: bool = True,
+) -> Tensor:
+    """Attention of queries that are the last of the keys' tokens; `is_causal`: any mask is."""
+    mask_BTT = packing.mask_BTT
+    window = window if window and window < key_BHTD.shape[2] else None
     if mask_BTT is None and (window or by_products):
-        mask_BTT = _whole_mask(packing, query_BHTD)
+        mask_BTT = _whole_mask(packing, query_BHTD, key_BHTD)
     if mask_BTT is not None:
         if window:
-            mask_BTT = mask_BTT & _near(mask_BTT, packing.distance_TT, window)
-        own = attention_mask is None and packing.context is None  # then it is causal
+            mask_BTT = mask_BTT & _near(mask_BTT, window)
         by_mask = _by_products if by_products else _masked
-        out_BHTD = by_mask(query_BHTD, key_BHTD, value_BHTD, mask_BTT, options, causal=own)
-    elif packing.spans is None:
-        out_BHTD = _causal(query_BHTD, key_BHTD, value_BHTD, options)
-    else:
-        out_BHTD = _by_document(query_BHTD, key_BHTD, value_BHTD, packing.spans, options)
-    return out_BHTD.transpose(1, 2).contiguous(), None
+        return by_mask(query_BHTD, key_BHTD, value_BHTD, mask_BTT, options, causal=is_causal)
+    if packing.spans is None:
+        return _causal(query_BHTD, key_BHTD, value_BHTD, options)
+    return _by_document(query_BHTD, key_BHTD, value_BHTD, packing.spans, options)
 
 
 def _by_products(
@@ -158,7 +208,40 @@ def _causal(
 ) -> Tensor:
     if host_attention.suits(query_BHTD, key_BHTD, options["dropout_p"]):
         return host_attention.causal_attention(query_BHTD, key_BHTD, value_BHTD, options["scale"])
+    if query_BHTD.shape[2] != key_BHTD.shape[2]:
+        return _causal_of_the_last(query_BHTD, key_BHTD, value_BHTD, options)
     return scaled_dot_product_attention(query_BHTD, key_BHTD, value_BHTD, is_causal=True, **options)
+
+
+def _causal_of_the_last(
+    query_BHTD: Tensor, key_BHTD: Tensor, value_BHTD: Tensor, options: dict[str, Any]
+) -> Tensor:
+    """Queries that are the last of the keys' tokens: the last one sees all keys.
+
+    As PyTorch's `causal_lower_right`: CUDA's flash kernel aligns its causal mask so, where
+    scaled_dot_product_attention aligns to the first key. Other kernels get a mask.
+    """
+    format = product_dtype(query_BHTD)
+    q, k, v = query_BHTD.to(format), key_BHTD.to(format), value_BHTD.to(format)
+    dropout, grouped = options["dropout_p"], options["enable_gqa"]
+    if q.is_cuda and _takes_flash(q.device, format, (q.shape[-1], v.shape[-1]), dropout, grouped):
+        flash = torch.ops.aten._scaled_dot_product_flash_attention
+        out_BHTD: Tensor = flash(q, k, v, dropout, True, scale=options["scale"])[0]
+        return out_BHTD
+    mask_TT = _whole_mask(Packing(), query_BHTD, key_BHTD)
+    return _masked(query_BHTD, key_BHTD, value_BHTD, mask_TT, options, causal=True)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _takes_flash(
+    device: torch.device, dtype: torch.dtype, widths: tuple[int, int], dropout: float, grouped: bool
+) -> bool:
+    """Whether CUDA's flash kernel takes heads of these widths, of keys and of values."""
+    if widths[0] % FLASH_WIDTHS:
+        return False
+    shapes = ((1 + grouped, widths[0]), (1, widths[0]), (1, widths[1]))
+    q, k, v = (torch.empty(1, heads, 1, d, dtype=dtype, device=device) for heads, d in shapes)
+    return bool(can_use_flash_attention(SDPAParams(q, k, v, None, dropout, False, grouped)))
 
 
 def _masked(
@@ -218,20 +301,19 @@ def _by_document(
     return torch.cat(rows)
 
 
-def _whole_mask(packing: Packing, query_BHTD: Tensor) -> Tensor:
-    batch, width = query_BHTD.shape[0], query_BHTD.shape[2]
+def _whole_mask(packing: Packing, query_BHTD: Tensor, key_BHTD: Tensor) -> Tensor:
+    batch, queries, width = query_BHTD.shape[0], query_BHTD.shape[2], key_BHTD.shape[2]
     if packing.spans is None:
-        return torch.ones(width, width, dtype=torch.bool, device=query_BHTD.device).tril()
+        ones_TT = torch.ones(queries, width, dtype=torch.bool, device=query_BHTD.device)
+        return ones_TT.tril(width - queries)
     documents_BT = torch.zeros(batch, width, dtype=torch.int64)
     for number, (row, first, past) in enumerate(packing.spans):
         documents_BT[row, first:past] = number
     return causal_mask(documents_BT).to(query_BHTD.device)
 
 
-def _near(mask_BTT: Tensor, distance_TT: Tensor | None, window: int) -> Tensor:
+def _near(mask_BTT: Tensor, window: int) -> Tensor:
     """True where a key is at most window - 1 tokens before its query."""
-    if distance_TT is not None:
-        return distance_TT < window
     queries, keys = mask_BTT.shape[-2:]
     ones = torch.ones(queries, keys, dtype=torch.bool, device=mask_BTT.device)
     return ones.triu(keys - queries - window + 1)

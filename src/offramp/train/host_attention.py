@@ -29,7 +29,7 @@ def suits(query_BHTD: Tensor, key_BKTD: Tensor, dropout: float) -> bool:
     faster in float32, slower below one block.
     """
     kind, tokens = query_BHTD.device.type, query_BHTD.shape[2]
-    if kind != "cpu" or dropout or tokens < BLOCK or key_BKTD.shape[2] != tokens:
+    if kind != "cpu" or dropout or tokens < BLOCK or key_BKTD.shape[2] < tokens:
         return False
     return product_dtype(query_BHTD) == torch.bfloat16
 
@@ -43,7 +43,10 @@ def causal_attention(
 ) -> Tensor:
     """softmax(scale query key^T) value with every token seeing those up to itself, (B, H, T, D).
 
-    mask_B1TT   True where a token may be seen: itself, and any of those before it
+    Fewer queries than keys are those of the last tokens.
+
+    mask_B1TT   True where a token (of the queries) may see one (of the keys): itself, and any of
+                those before it; or (T, T), the same for every sequence
     Scores are rounded to the format of the inputs; softmax and sums over tokens are in float32.
     """
     scale = query_BHTD.shape[-1] ** -0.5 if scale is None else scale
@@ -65,10 +68,10 @@ class _CausalAttention(torch.autograd.Function):
         key_NTD, value_NTD = key.flatten(0, 1), value.flatten(0, 1)
         groups = heads // key.shape[1]
         out_NGTD = query.new_empty(len(key_NTD), groups, tokens, value.shape[-1])
-        for first, past in _blocks(tokens):
+        for first, past, seen in _blocks(query, key):
             query_NRD = _rows(query, key, first, past) * scale
-            share_NRT = _shares(query_NRD, key_NTD, mask, first, past)
-            out_NRD = torch.bmm(share_NRT, value_NTD[:, :past])
+            share_NRT = _shares(query_NRD, key_NTD[:, :seen], mask, first, past)
+            out_NRD = torch.bmm(share_NRT, value_NTD[:, :seen])
             out_NGTD[:, :, first:past] = out_NRD.unflatten(1, (-1, past - first))
         return out_NGTD.view(batch, heads, tokens, -1)
 
@@ -80,16 +83,16 @@ class _CausalAttention(torch.autograd.Function):
         query_grad = query.new_empty(len(key_NTD), heads // key.shape[1], tokens, width)
         key_grad = torch.zeros_like(key_NTD, dtype=torch.float32)
         value_grad = torch.zeros_like(value_NTD, dtype=torch.float32)
-        for first, past in _blocks(tokens):
+        for first, past, seen in _blocks(query, key):
             query_NRD = _rows(query, key, first, past) * ctx.scale
-            share_NRT = _shares(query_NRD, key_NTD, mask, first, past)
+            share_NRT = _shares(query_NRD, key_NTD[:, :seen], mask, first, past)
             grad_NRD = _rows(grad, key, first, past)
-            value_grad[:, :past] += torch.bmm(share_NRT.mT, grad_NRD)
-            share_grad = torch.bmm(grad_NRD, value_NTD[:, :past].mT)
+            value_grad[:, :seen] += torch.bmm(share_NRT.mT, grad_NRD)
+            share_grad = torch.bmm(grad_NRD, value_NTD[:, :seen].mT)
             score_grad = torch._softmax_backward_data(share_grad, share_NRT, -1, share_NRT.dtype)
-            rows_grad = torch.bmm(score_grad, key_NTD[:, :past]).mul_(ctx.scale)
+            rows_grad = torch.bmm(score_grad, key_NTD[:, :seen]).mul_(ctx.scale)
             query_grad[:, :, first:past] = rows_grad.unflatten(1, (-1, past - first))
-            key_grad[:, :past] += torch.bmm(score_grad.mT, query_NRD)
+            key_grad[:, :seen] += torch.bmm(score_grad.mT, query_NRD)
         return (
             query_grad.view_as(query),
             key_grad.to(key.dtype).view_as(key),
@@ -99,8 +102,12 @@ class _CausalAttention(torch.autograd.Function):
         )
 
 
-def _blocks(tokens: int) -> Iterator[tuple[int, int]]:
-    return ((first, min(first + BLOCK, tokens)) for first in range(0, tokens, BLOCK))
+def _blocks(query_BHTD: Tensor, key_BKTD: Tensor) -> Iterator[tuple[int, int, int]]:
+    """(first, past the last query, keys that these may see) of every block."""
+    tokens, keys = query_BHTD.shape[2], key_BKTD.shape[2]
+    for first in range(0, tokens, BLOCK):
+        past = min(first + BLOCK, tokens)
+        yield first, past, keys - tokens + past
 
 
 def _rows(of_BHTD: Tensor, key_BKTD: Tensor, first: int, past: int) -> Tensor:
@@ -111,16 +118,16 @@ def _rows(of_BHTD: Tensor, key_BKTD: Tensor, first: int, past: int) -> Tensor:
 
 
 def _shares(
-    query_NRD: Tensor, key_NTD: Tensor, mask_B1TT: Tensor | None, first: int, past: int
+    query_NRD: Tensor, seen_NTD: Tensor, mask: Tensor | None, first: int, past: int
 ) -> Tensor:
-    """How much each query of a block takes of each token up to the block's last, (N, R, past)."""
-    score_NRT = torch.bmm(query_NRD, key_NTD[:, :past].mT)
-    side = past - first
-    if mask_B1TT is None:
+    """How much each query of a block takes of each token that it may see, (N, R, T)."""
+    score_NRT = torch.bmm(query_NRD, seen_NTD.mT)
+    side, seen = past - first, seen_NTD.shape[1]
+    if mask is None:
         later = score_NRT.new_full((side, side), -torch.inf).triu_(1)
-        score_NRT.unflatten(1, (-1, side))[..., first:] += later
+        score_NRT.unflatten(1, (-1, side))[..., seen - side :] += later
     else:
-        hidden = ~mask_B1TT[:, :, first:past, :past]
-        by_row = score_NRT.view(len(mask_B1TT), -1, side, past)
+        hidden = ~mask[..., first:past, :seen]
+        by_row = score_NRT.view(hidden.shape[0] if hidden.dim() > 2 else 1, -1, side, seen)
         by_row.masked_fill_(hidden, -torch.inf)
     return score_NRT.softmax(-1)

@@ -62,6 +62,9 @@ SPECS = (
     "gpt2 cp=2 recompute=selective",
     "window cp=2",
     "deepseek cp=2",
+    "qwen3 cp=2 documents=one",
+    "window cp=2 documents=one recompute=selective",
+    "deepseek cp=2 documents=one",
     "qwen3 pp=2 pipeline=gpipe",
     "tied pp=2",
     "gpt2 pp=2",
@@ -81,6 +84,7 @@ SPECS = (
     "qwen3 pp=2 cp=2",
     "qwen3 cp=2 dp_shard=2",
     "qwen3 cp=2 tp=2",
+    "qwen3 cp=4 documents=one",
     "moe dp_shard=4 ep=2",
     "deepseek dp_shard=4 ep=2 recompute=selective again=1",
     "moe dp_shard=2 tp=2 ep=2",
@@ -92,6 +96,7 @@ ON_CHIPS = (
     "qwen3 dp_shard=2 recompute=selective",
     "qwen3 tp=2",
     "qwen3 cp=2",
+    "qwen3 cp=2 documents=one precision=bf16",
     "qwen3 pp=2",
     "moe dp_shard=2 ep=2",
     "wide dp_shard=2 ep=2",
@@ -182,14 +187,14 @@ def build(name: str, implementation: str, device: str = "cpu") -> Any:
     return model
 
 
-def batch(rows: int) -> MicroBatch:
-    """Rows of tokens in documents of various lengths; some tokens are not trained on."""
+def batch(rows: int, documents: str = "many") -> MicroBatch:
+    """Rows of tokens in documents of various lengths, or "one" a row; some are not trained on."""
     chance = torch.Generator().manual_seed(1)
     tokens_BT = torch.randint(VOCABULARY, (rows, WIDTH), generator=chance)
     targets_BT = torch.randint(VOCABULARY, (rows, WIDTH), generator=chance)
     targets_BT[torch.rand(rows, WIDTH, generator=chance) < 0.1] = -100
     documents_BT = (torch.rand(rows, WIDTH, generator=chance) < 0.2).cumsum(1)
-    documents_BT[0] = 0
+    documents_BT[slice(None) if documents == "one" else 0] = 0
     positions_BT = torch.arange(WIDTH).expand(rows, WIDTH).clone()
     return MicroBatch(tokens_BT, targets_BT, positions_BT, documents_BT)
 
@@ -198,9 +203,11 @@ def scale_of(rows: MicroBatch) -> float:
     return 1.0 / int((rows.targets_BT != -100).sum())
 
 
-def plain_step(name: str, rows: int, balance: str | None = None) -> dict[str, Any]:
+def plain_step(
+    name: str, rows: int, balance: str | None = None, documents: str = "many"
+) -> dict[str, Any]:
     """Sum of losses, gradients of their mean and the norm, by transformers and PyTorch alone."""
-    model, whole = build(name, "eager"), batch(rows)
+    model, whole = build(name, "eager"), batch(rows, documents)
     routed: list[tuple[torch.Tensor, torch.Tensor]] = []
     for module in model.modules():
         if "weight" in module._parameters and hasattr(module, "top_k") and balance:
@@ -259,7 +266,7 @@ def read(spec: str) -> tuple[str, Layout, dict[str, Any]]:
     for key in ("sequence_parallel", "loss_parallel"):
         if key in values:
             values[key] = bool(values[key])
-    rest = ("precision", "compile", "micro", "balance", "again")
+    rest = ("precision", "compile", "micro", "balance", "again", "documents")
     more = {key: values.pop(key) for key in rest if key in values}
     return name, Layout(**values, micro_batch=MICRO), more
 
@@ -306,7 +313,7 @@ def step(place: Any, spec: str) -> dict[str, Any]:
         materialize=lambda part: fill(part, source, place.device),
     )  # fmt: skip
     balance = parallel.balance_experts(str(more.get("balance", "none")), RATE)
-    whole = batch(layout.dp * micro * MICRO)
+    whole = batch(layout.dp * micro * MICRO, str(more.get("documents", "many")))
     first = world.coordinate("dp_replicate") * layout.dp_shard + world.coordinate("dp_shard")
     parts = zip(*(t.split(MICRO) for t in vars(whole).values()), strict=True)
     rows = [MicroBatch(*tensors) for tensors in parts][first * micro : (first + 1) * micro]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from offramp.train import attention
 from offramp.train.attention import Packing, attend, causal_mask, find_spans
+from offramp.train.parallel.context import Context
 
 WIDTH = 12
 
@@ -76,6 +81,115 @@ def test_compiled_attention_of_grouped_heads_with_a_mask() -> None:
     )
     for mine, other in zip(found, exact, strict=True):
         torch.testing.assert_close(mine.cpu().double(), other, rtol=1e-5, atol=1e-5)
+
+
+class Share(Context):
+    """One rank's part of sequences whose keys and values all ranks have."""
+
+    def __init__(self, size: int, rank: int) -> None:
+        self.size, self.rank = size, rank
+
+    def gather(self, own_BHTD: torch.Tensor) -> torch.Tensor:
+        return own_BHTD
+
+    def attended(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **how: Any
+    ) -> torch.Tensor:
+        """Attention of this rank's tokens of `q`, (B, H, its tokens, D)."""
+        own = self.tokens(self.rank, q.shape[2]).to(q.device)
+        how = {"packing": Packing(context=self)} | how
+        return attend(nn.Module(), q[:, :, own], k, v, None, **how)[0].transpose(1, 2)
+
+
+@given(documents(), st.sampled_from([None, 1, 3, 7, 50]), st.sampled_from([1, 2, 3]), st.booleans())
+@settings(deadline=None, max_examples=100)
+def test_the_ranks_of_a_context_see_what_whole_sequences_see(
+    numbers_BT: torch.Tensor, window: int | None, size: int, by_products: bool
+) -> None:
+    batch = len(numbers_BT)
+    torch.manual_seed(batch)
+    q = torch.randn(batch, 4, WIDTH, 8)
+    k, v = torch.randn(batch, 2, WIDTH, 8), torch.randn(batch, 2, WIDTH, 8)
+    seen = causal_mask(numbers_BT)
+    if window is not None:
+        seen = seen & ~seen.new_ones(WIDTH, WIDTH).tril(-window)
+    exact = softmax_attention(q, k, v, seen)
+    for rank in range(size):
+        share = Share(size, rank)
+        packing = share.packing(numbers_BT, whole=find_spans(numbers_BT) is None)
+        how = {"packing": packing, "sliding_window": window, "by_products": by_products}
+        own = exact[:, :, share.tokens(rank, WIDTH)]
+        torch.testing.assert_close(
+            share.attended(q, k, v, **how).double(), own, rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_all_ranks_of_a_context_do_the_work_of_one(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A causal sequence of T tokens has T (T + 1) / 2 pairs; every rank does as many of them."""
+    tokens, pairs = 24 * size, []
+    causal = attention._causal
+
+    def counted(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
+        queries, keys = q.shape[2], k.shape[2]
+        pairs[-1] += queries * keys - queries * (queries - 1) // 2
+        return causal(q, k, *rest)
+
+    monkeypatch.setattr(attention, "_causal", counted)
+    q = torch.randn(1, 2, tokens, 8)
+    for rank in range(size):
+        pairs.append(0)
+        Share(size, rank).attended(q, q, q)
+    assert set(pairs) == {tokens * (tokens + 1) // 2 // size}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_products_leave_out_the_keys_after_each_part(size: int) -> None:
+    heads, length, width = 2, 5, 8
+    q = torch.randn(1, heads, 2 * size * length, width)
+    with FlopCounterMode(display=False) as counter:
+        for rank in range(size):
+            Share(size, rank).attended(q, q, q, by_products=True)
+    parts = 2 * size
+    pairs = length**2 * parts * (parts + 1) // 2
+    assert counter.get_total_flops() == 2 * (2 * heads * pairs * width)
+
+
+def attend_part(
+    module: nn.Module, packing: Packing, own: torch.Tensor, q: Any, k: Any, v: Any
+) -> torch.Tensor:
+    return attend(module, q[:, :, own], k, v, None, packing=packing)[0].transpose(1, 2)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [12, 16])  # the flash kernel takes one of them
+def test_parts_of_grouped_heads_on_a_chip(compiled: bool, dtype: torch.dtype, width: int) -> None:
+    """Outputs, and gradients of whole keys and values, which add up over ranks."""
+    torch.manual_seed(width)
+    size, tokens = 2, 20
+    shapes = [(2, heads, tokens, width) for heads in (4, 2, 2)]
+    exact = [torch.randn(shape).to(dtype).double().requires_grad_() for shape in shapes]
+    chips = [tensor.detach().to("cuda", dtype).requires_grad_() for tensor in exact]
+    out = softmax_attention(*exact, causal_mask(torch.zeros(2, tokens)))
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    for rank in range(size):
+        share = Share(size, rank)
+        own = share.tokens(rank, tokens)
+        call = partial(attend_part, nn.Module(), Packing(context=share), own.cuda())
+        if compiled:
+            call = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=False)
+        part = call(*chips)
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        agree = {"rtol": tolerance, "atol": tolerance}
+        torch.testing.assert_close(part.cpu().double(), out[:, :, own], **agree)
+        part.backward(grad[:, :, own].to("cuda", dtype))
+    for mine, other in zip(chips, exact, strict=True):
+        limit = tolerance * float(other.grad.abs().max())
+        torch.testing.assert_close(mine.grad.cpu().double(), other.grad, rtol=0, atol=2 * limit)
 
 
 @given(documents())

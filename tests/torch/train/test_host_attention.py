@@ -29,8 +29,8 @@ def with_gradients(call: Any, q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> 
 def definition(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:
     k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
     scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    tokens = q.shape[2]
-    later = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+    queries, tokens = q.shape[2], k.shape[2]
+    later = torch.ones(queries, tokens, dtype=torch.bool).triu(1 + tokens - queries)
     return scores.masked_fill(later, -torch.inf).softmax(-1) @ v
 
 
@@ -48,6 +48,34 @@ def test_output_and_gradients_are_the_definition_s(
     exact = with_gradients(lambda q, k, v: definition(q, k, v, scale), *given)
     for mine, right in zip(own, exact, strict=True):
         torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("queries", [1, 130, 256])
+@pytest.mark.parametrize("masked", [False, True])
+def test_fewer_queries_than_keys_are_the_last(queries: int, masked: bool) -> None:
+    q, k, v, grad = inputs(300, torch.float64)
+    given = q[:, :, -queries:], k, v, grad[:, :, -queries:]
+    mask = torch.ones(queries, 300, dtype=torch.bool).tril(300 - queries) if masked else None
+    own = with_gradients(
+        lambda q, k, v: host_attention.causal_attention(q, k, v, None, mask),
+        *(t.float() for t in given),
+    )
+    for mine, right in zip(own, with_gradients(definition, *given), strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 90])
+def test_layers_of_a_host_take_it_with_a_window_too(window: int | None) -> None:
+    q, k, v, _ = inputs(300, torch.bfloat16)
+    assert host_attention.suits(q, k, 0.0)
+    found, _ = attention.attend(nn.Module(), q, k, v, None, sliding_window=window)
+    place = torch.arange(300)
+    seen = place[:, None] - place
+    seen = (seen >= 0) & (seen < (window or 300))
+    k, v = (t.double().repeat_interleave(2, 1) for t in (k, v))
+    scores = q.double() @ k.mT / 4
+    exact = scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
+    torch.testing.assert_close(found.transpose(1, 2).double(), exact, rtol=2e-2, atol=2e-2)
 
 
 def test_a_mask_keeps_documents_apart() -> None:
@@ -92,12 +120,12 @@ def test_under_autocast_products_are_in_its_format() -> None:
     assert torch.equal(cast, host_attention.causal_attention(*short).transpose(1, 2))
 
 
-@pytest.mark.parametrize("what", ["float32", "short", "dropout", "other keys", "another device"])
+@pytest.mark.parametrize("what", ["float32", "short", "dropout", "fewer keys", "another device"])
 def test_elsewhere_attention_is_pytorch_s(what: str) -> None:
     dtype = torch.float32 if what == "float32" else torch.bfloat16
     q, k, _, _ = inputs(20 if what == "short" else 200, dtype)
-    if what == "other keys":
-        k = torch.cat((k, k), 2)
+    if what == "fewer keys":
+        k = k[:, :, :100]
     if what == "another device":
         q, k = q.to("meta"), k.to("meta")
     assert not host_attention.suits(q, k, 0.1 if what == "dropout" else 0.0)

@@ -52,9 +52,9 @@ class Feeder:
         return tokens, moved | {"packing": self._packing(row)}
 
     def _packing(self, row: MicroBatch) -> attention.Packing:
-        if self.context is not None:
-            return self.context.packing(self._move(row.documents_BT))
         spans = attention.find_spans(row.documents_BT)
+        if self.context is not None:
+            return self.context.packing(self._move(row.documents_BT), whole=spans is None)
         if spans is None or not self.numbers.compile:
             return attention.Packing(spans)
         # Spans would make compiled layers anew for every batch; a mask always has one shape.
