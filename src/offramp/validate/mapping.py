@@ -156,8 +156,6 @@ def _check_kind(row: Row) -> None:
     for rule in rules()["unlike"]:
         if re.search(rule["match"], row.notes):
             raise UnmappedError(rule["refused"])
-    if (row.cp or 1) > 1:  # that of `offramp train` computes pairs that a mask hides, others do not
-        raise UnmappedError("context parallelism that leaves out what a mask hides")
 
 
 def _framework(row: Row) -> Mapping[str, Any]:
@@ -170,20 +168,20 @@ def _framework(row: Row) -> Mapping[str, Any]:
 
 def _layout(read: _Read) -> dict[str, Any]:
     row = read.row
-    tp, pp, vpp = row.tp or 1, row.pp or 1, row.vpp or 1
+    tp, pp, cp, vpp = row.tp or 1, row.pp or 1, row.cp or 1, row.vpp or 1
     if (row.ep or 1) > 1:
         raise UnmappedError("a mixture of experts")
     chips = read.number("chip_count")
-    if chips % (tp * pp):
-        raise UnmappedError(f"{chips} chips do not divide into tp {tp} x pp {pp}")
-    dp = chips // (tp * pp)
+    if chips % (tp * pp * cp):
+        raise UnmappedError(f"{chips} chips do not divide into tp {tp} x pp {pp} x cp {cp}")
+    dp = chips // (tp * pp * cp)
     if row.dp and row.dp != dp:
-        raise UnmappedError(f"dp is {row.dp}, and tp {tp} x pp {pp} leave {dp}")
-    zero = read.by_rule("sharding", row.dp_sharding, 0) if dp > 1 else 0
+        raise UnmappedError(f"dp is {row.dp}, and tp {tp} x pp {pp} x cp {cp} leave {dp}")
+    zero = read.by_rule("sharding", row.dp_sharding, 0) if dp * cp > 1 else 0
     layout: dict[str, Any] = {
         "layout.tp": tp,
         "layout.pp": pp,
-        "layout.cp": 1,
+        "layout.cp": cp,
         "layout.dp_replicate": 1 if zero else dp,
         "layout.dp_shard": dp if zero else 1,
         # Nothing shared: cast to 16 bits once a step, as where frameworks keep 16-bit copies.

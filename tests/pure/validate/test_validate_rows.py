@@ -79,7 +79,7 @@ def test_a_row_becomes_the_job_that_it_describes() -> None:
         ({"moe_experts": 8}, "mixture of experts"),
         ({"recompute": "selective: mlp"}, "recompute that offramp train has not"),
         ({"task": "LoRA"}, "task 'LoRA'"),
-        ({"cp": 2, "dp": 1}, "context parallelism that leaves out what a mask hides"),
+        ({"cp": 3}, "do not divide"),
         ({"notes": "alternating short/long attention windows"}, "windows of the past"),
         ({"chip_count": 7}, "do not divide"),
         ({"value_kind": "mfu_pct"}, "no time and no memory"),
