@@ -215,6 +215,39 @@ def test_what_is_to_be_known_of_other_ranks_is_told(base: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the compiler looks for it
+def test_layers_compiled_one_by_one_compile_as_often_as_without_a_recorder(tmp_path: Path) -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x).tanh()
+
+    def work() -> int:
+        counter = CompileCounter()
+        layers = nn.Sequential(*(Layer() for _ in range(12)))
+        for layer in layers[:-2]:
+            layer.compile(backend=counter, fullgraph=True)
+        wrapped = [torch.compile(layer, backend=counter, fullgraph=True) for layer in layers[-2:]]
+        optimizer = torch.optim.SGD(layers.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            x = layers[:-2](torch.randn(4, 8))
+            for layer in wrapped:
+                x = layer(x)
+            x.square().mean().backward()
+            optimizer.step()
+        return counter.frame_count
+
+    alone, counts = work(), []
+    found = recorded(tmp_path / "a.rec", lambda: counts.append(work()))
+    assert (counts, found.notes, len(found.steps)) == ([alone], (), 3)
+
+
 def test_what_is_compiled_is_one_piece_as_without_a_recorder(tmp_path: Path) -> None:
     from torch._dynamo.testing import CompileCounter
 

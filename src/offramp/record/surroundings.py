@@ -41,11 +41,27 @@ def watch_calls(
         moved = end(module, kwargs, output)
         return output if moved is None else moved
 
+    _pass_over(call, inner_too=False)  # what is compiled begins below it
+    for word in (passes_by, begin, end):
+        _pass_over(word, inner_too=True)
+
     def put_back() -> None:
         nn.Module.__call__ = original  # type: ignore[method-assign]
 
     nn.Module.__call__ = call  # type: ignore[method-assign]
     return put_back
+
+
+def _pass_over(function: Any, *, inner_too: bool) -> None:
+    """Have TorchDynamo run this function as it stands, and what it calls or not.
+
+    Compiled, one function that every module comes by would soon be at the limit of recompilations.
+    As `torch._dynamo.skip` and `disable`, which would import the compiler.
+    """
+    frames = torch._C._dynamo.eval_frame
+    skip, follow = frames._FrameAction.SKIP, frames._FrameAction.DEFAULT
+    strategy = frames._FrameExecStrategy(skip, skip if inner_too else follow)
+    frames.set_code_exec_strategy(getattr(function, "__func__", function).__code__, strategy)
 
 
 def watch_backward(
