@@ -45,6 +45,7 @@ def test_known_values_are_those_of_equal_ranks(groups: Rehearsed) -> None:
     assert said["AVG"] == said["MAX"] == [1.0, 2.0]
     assert said["PRODUCT"] == [1.0, 1.0]
     assert said["objects"] == [WORLD, True]
+    assert said["large objects"] == [8, True]
     assert said["gathered"] == [[1.0, 2.0], [1.0, 2.0], 3.0 * WORLD]
     assert said["scattered"] == 0.0  # rank 0's part of 0, 1, 2, ...: 0, times the ranks
     assert said["on the host"] == 3 * 4

@@ -59,7 +59,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if plan.prepared.note:
         print(f"offramp: {plan.prepared.note}", file=sys.stderr)
     sys.stdout.flush()
-    status = launching.execute(plan)
+    status = launching.execute(plan).exit_status
     if not Path(plan.part.out).exists():
         print(f"offramp: {comparison.NOTHING}", file=sys.stderr)
         return status or 1

@@ -82,10 +82,10 @@ def _told(
     return tuple(words)
 
 
-def execute(plan: Plan) -> int:
-    """Run the command to its end; its exit status. Raises UsageError where it does not start."""
+def execute(plan: Plan) -> process.Ending:
+    """Run the command to its end. Raises UsageError where it does not start."""
     try:
-        return process.run(plan.prepared.command, plan.prepared.env).exit_status
+        return process.run(plan.prepared.command, plan.prepared.env)
     except process.CannotStartError as error:
         said = f"the command did not start: {error.strerror}: {error.filename}"
         raise UsageError(said) from error

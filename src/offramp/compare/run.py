@@ -20,6 +20,7 @@ from offramp.record.recording import Recording, read_ranks
 
 HERE = "here"  # in place of a chip: what this machine has
 MOST_REPLAYED = 2  # modules of each class that are replayed where none differs
+STOPS = {"SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"}  # somebody wants no more of it
 _ORDER = (DIFFERENT, PRECISION, UNKNOWN, SAME)
 
 
@@ -199,7 +200,7 @@ def record(
 
     folder  gets a.rec, b.rec, noise-1.rec and so on
 
-    Raises UsageError, and NotRecordedError where the program left nothing.
+    Raises UsageError, and NotRecordedError where the program left nothing, or was stopped.
     """
     wanted = [("a.rec", chips[0], -1), ("b.rec", chips[1], -1)]
     wanted += [(f"noise-{seed}.rec", chips[0], seed) for seed in range(1, repeats + 1)]
@@ -213,7 +214,10 @@ def record(
         _, chip, seed = wanted[place]
         noise = f", with noise {seed}" if seed >= 0 else ""
         tell(f"recording on {chip}{noise} ({place + 1} of {len(plans)})")
-        status = launching.execute(plan)
+        ending = launching.execute(plan)
+        if ending.signal in STOPS:
+            raise NotRecordedError(f"stopped by {ending.signal} while {chip} was recorded")
+        status = ending.exit_status
         if not paths[place].exists():
             raise NotRecordedError(
                 f"the program left no recording on {chip} (exit status {status}); it must train "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from offramp.names import Names
 PARAMETERS, GRADIENTS, OPTIMIZER = 1, 2, 3  # categories of memory, as on the tape
 KNOWN_BYTES = 1 << 20
 _begun = False
+_declared = Counter[str]()
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,12 @@ def begin(device: VirtualDevice, *, known_bytes: int = KNOWN_BYTES, kept: float 
 def declared_answers(device: VirtualDevice) -> dict[str, int]:
     """What was asked of values that are not there, and how often."""
     answers: dict[str, int] = device.native.declared_answers()
-    return answers
+    return {**answers, **_declared}
+
+
+def declare(what: str) -> None:
+    """Count something else that was not done, beside the answers."""
+    _declared[what] += 1
 
 
 def is_under_way() -> bool:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from offramp.errors import MissingPackageError, RefusedError
 from offramp.identity import nvml
+from offramp.identity.imports import wrapped
 from offramp.identity.patches import Patches
 from offramp.identity.runtime import Runtime
 from offramp.identity.tally import Tally, asked_by_torch
@@ -94,14 +95,14 @@ class _Finder(importlib.abc.MetaPathFinder):
             loader = _Made(lambda: nvml.module(self._runtime, self._counts))
             return importlib.machinery.ModuleSpec(name, loader)
         if name == _EXTENSIONS:
-            return _wrapped(name, path, self.after_extensions)
+            return wrapped(name, path, self.after_extensions)
         if name in refused():
             importer = _importer()
             if importer is None:
                 return None
             by_torch = asked_by_torch(importer)
             if name == _TRITON and not by_torch:
-                spec = _wrapped(name, path, self.after_triton)
+                spec = wrapped(name, path, self.after_triton)
                 if spec is not None:
                     return spec
             self._explain(name, by_torch)
@@ -178,24 +179,6 @@ class _Made(importlib.abc.Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         pass
-
-
-def _wrapped(
-    name: str, path: Sequence[str] | None, then: Callable[[types.ModuleType], None]
-) -> importlib.machinery.ModuleSpec | None:
-    """The module's own spec, whose loader calls `then` when the module has been executed."""
-    spec = importlib.machinery.PathFinder.find_spec(name, path)
-    if spec is None or spec.loader is None:
-        return spec
-    loader: Any = spec.loader
-    execute = loader.exec_module
-
-    def exec_module(module: types.ModuleType) -> None:
-        execute(module)
-        then(module)
-
-    loader.exec_module = exec_module
-    return spec
 
 
 def _importer() -> types.FrameType | None:

@@ -11,15 +11,17 @@ import torch
 import torch.multiprocessing
 from torch.distributed import distributed_c10d
 
-from offramp.identity import compilers
+from offramp.identity import checkpoints, compilers
 from offramp.identity.patches import Patches
 
 
-def install(core: Any, backend: Any, patches: Patches) -> None:
+def install(core: Any, backend: Any, declare: Callable[[str], None], patches: Patches) -> None:
     """Let groups of any size form in this process alone, on the chip and on host memory.
 
     backend   of torch.compile, in place of those that generate kernels
+    declare   counts, by its name, something that was not done
     """
+    checkpoints.install(declare, patches)
     patches.set(compilers, "stand_in", backend)
 
     # `torch.distributed.rendezvous` is a function that hides its module.

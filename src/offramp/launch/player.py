@@ -81,10 +81,10 @@ class Player:
         atexit.register(self.finish)
 
     def _change_names(self, patches: Any) -> None:
-        from offramp.device import fused
+        from offramp.device import fused, rehearsal
         from offramp.identity import rehearsed
 
-        rehearsed.install(self._core, fused.backend, patches)
+        rehearsed.install(self._core, fused.backend, rehearsal.declare, patches)
 
     @property
     def _core(self) -> Any:

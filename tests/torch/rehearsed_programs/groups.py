@@ -36,6 +36,11 @@ for how in ("SUM", "AVG", "MAX", "PRODUCT"):
 objects: list[Any] = [None] * world
 dist.all_gather_object(objects, {"loss": 0.5})
 found["objects"] = [len(objects), all(each == {"loss": 0.5} for each in objects)]
+eight = dist.new_group(range(8))
+objects = [None] * 8
+large = "x" * (1 << 20)  # beyond the tensors that are computed
+dist.gather_object(large, objects, dst=0, group=eight)
+found["large objects"] = [len(objects), all(each == large for each in objects)]
 gathered = torch.empty(world * 2, device=CUDA)
 dist.all_gather_into_tensor(gathered, small)
 found["gathered"] = [gathered[:2].tolist(), gathered[-2:].tolist(), gathered.sum().item()]

@@ -6,6 +6,7 @@
 
 #include "operators.h"
 #include "reductions.h"
+#include "rehearse.h"
 
 namespace offramp {
 namespace {
@@ -223,7 +224,8 @@ Collectives::Result Collectives::gather(std::vector<Tensors>& outputs, Tensors& 
     for (int rank = 0; rank < static_cast<int>(hosts.size()); ++rank) {
       const auto& host = hosts[static_cast<size_t>(rank)];
       Tensors one{host};
-      if (rank == gloo.getRank()) {
+      const bool played = rehearsing() && host.numel() == input.numel();  // others do as this one
+      if (rank == gloo.getRank() || played) {
         host.copy_(input);
       } else {
         arriving.push_back(gloo.recv(one, rank, kGatherTag));

@@ -146,7 +146,8 @@ void Collectives::settle(const Call& call, const std::function<void(c10d::Backen
   for (const auto& tensor : call.outputs) {
     bytes += static_cast<size_t>(tensor.numel()) * tensor.itemsize();
   }
-  known = known && bytes <= rehearsal().known_bytes;
+  const auto& moved = call.inputs.empty() ? call.outputs : call.inputs;
+  known = known && !moved.empty() && bytes <= moved_bytes(moved[0].scalar_type());
   if (known) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const TapePause noted_already;

@@ -377,7 +377,7 @@ bool run_shapes(Operator& op, int index, c10::Stack* stack) {
 Tensor& rehearse_copy(Tensor& self, const Tensor& source) {
   const bool to_chip = is_chip(self.device());
   const size_t bytes = static_cast<size_t>(source.numel()) * source.itemsize();
-  const bool known = is_known(source) && bytes <= rehearsal().known_bytes;
+  const bool known = is_known(source) && bytes <= moved_bytes(source.scalar_type());
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   if (known) {
     Tensor to = host_view(self);

@@ -26,6 +26,13 @@ struct Rehearsal {
 Rehearsal& rehearsal();
 inline bool rehearsing() { return rehearsal().on; }
 
+// Up to which size tensors of a format keep values that are only moved. Python objects travel as
+// bytes, and what they say must arrive: checkpoints of many ranks exchange megabytes of plans.
+inline size_t moved_bytes(c10::ScalarType type) {
+  constexpr size_t kObjects = 256;
+  return rehearsal().known_bytes * (type == c10::ScalarType::Byte ? kObjects : 1);
+}
+
 // Whether the memory behind a tensor holds the values that the program would find there.
 bool is_known(const at::Tensor& tensor);
 bool is_known_at(const void* data);
