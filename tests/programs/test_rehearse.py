@@ -174,6 +174,24 @@ def test_a_compiled_program_is_played(tmp_path: Path) -> None:
     assert found["flops"] == 2 * 2 * 32 * 256 * 256
 
 
+BY_HAND = """
+import torch
+model = torch.nn.Linear(64, 64, bias=False).cuda()
+for _ in range(9):
+    model(torch.ones(8, 64, device="cuda")).sum().backward()
+    with torch.no_grad():
+        model.weight -= 0.1 * model.weight.grad
+        model.weight.grad = None
+"""
+
+
+def test_steps_of_a_program_without_an_optimizer_are_backward_passes(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(BY_HAND)
+    found = result(tmp_path, "--", "python", "a.py")
+    assert (found["steps"]["found"], found["steps"]["is_stable"]) == (4, True)
+    assert found["flops"] == 2 * 2 * 8 * 64 * 64
+
+
 def test_a_pipeline_is_played_a_rank_a_stage(tmp_path: Path) -> None:
     layout = ("--set", "layout.pp=4", "--set", "layout.dp_shard=2")
     out, err = rehearse(

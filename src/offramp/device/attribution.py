@@ -8,6 +8,7 @@ made each node of autograd's graph.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,11 +21,15 @@ from offramp.names import Names
 
 OTHER, OPTIMIZER, DATA = 0, 3, 4  # phases, as on the tape
 BEGIN, END = 0, 1
-STEP = "optimizer.step"
+STEP, PASS = "optimizer.step", "backward"  # marks
 
 
 class Attribution:
-    """Hooks on modules and optimizers, in place from construction until `remove`."""
+    """Hooks on modules and optimizers, in place from construction until `remove`.
+
+    As long as the program makes no optimizer, each backward pass is marked, and then
+    `after_pass` is called.
+    """
 
     def __init__(
         self,
@@ -32,6 +37,7 @@ class Attribution:
         names: Names,
         before_step: Callable[[Any], None],
         after_step: Callable[[Any], None],
+        after_pass: Callable[[], None],
     ) -> None:
         self._core = core
         self._names = names
@@ -44,11 +50,38 @@ class Attribution:
             optimizers.register_optimizer_step_pre_hook(self._begin_step),
             optimizers.register_optimizer_step_post_hook(self._end_step),
         ]
+        self._has_optimizer = False
+        self._put_back = self._watch_passes(after_pass)
 
     def remove(self) -> None:
         """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
+        self._put_back()
+
+    def _watch_passes(self, after_pass: Callable[[], None]) -> Callable[[], None]:
+        made, passed = torch.optim.Optimizer.__init__, torch.autograd.backward
+
+        @wraps(made)
+        def make(*args: Any, **kwargs: Any) -> None:
+            self._has_optimizer = True
+            made(*args, **kwargs)
+
+        @wraps(passed)
+        def backward(*args: Any, **kwargs: Any) -> None:
+            passed(*args, **kwargs)
+            if not self._has_optimizer:
+                for end in (BEGIN, END):
+                    self._core.note_mark(self._core.current_device(), self._names.number(PASS), end)
+                after_pass()
+
+        def put_back() -> None:
+            torch.optim.Optimizer.__init__ = made  # type: ignore[method-assign]
+            torch.autograd.backward = passed
+
+        torch.optim.Optimizer.__init__ = make  # type: ignore[method-assign]
+        torch.autograd.backward = backward
+        return put_back
 
     # What is compiled is one piece: a compiler that reads a module's code finds nothing here.
 

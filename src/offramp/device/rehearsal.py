@@ -34,7 +34,7 @@ class Recording:
     """The tape of this process.
 
     `step_ended` is called after each step of the optimizer with the most parameters so far, with
-    how many steps it has made.
+    how many steps it has made; in a program that makes no optimizer, after each backward pass.
     """
 
     def __init__(self, device: VirtualDevice, step_ended: Callable[[int], None]) -> None:
@@ -45,7 +45,9 @@ class Recording:
         self._largest: tuple[int, int] = (0, 0)  # elements and identity of the main optimizer
         self._steps = 0
         self._core.start_tape()
-        self._attribution = Attribution(self._core, self._names, self._begin, self._end)
+        self._attribution = Attribution(
+            self._core, self._names, self._begin, self._end, self._count
+        )
 
     def take(self) -> Reel:
         """What is new on the tape."""
@@ -66,8 +68,11 @@ class Recording:
             for value in state.values() if isinstance(state, Mapping) else ():
                 self._file(value, OPTIMIZER)
         if self._largest[1] == id(optimizer):
-            self._steps += 1
-            self._step_ended(self._steps)
+            self._count()
+
+    def _count(self) -> None:
+        self._steps += 1
+        self._step_ended(self._steps)
 
     def _file(self, value: Any, category: int) -> None:
         """Say what the memory behind a tensor is for; once for each block."""

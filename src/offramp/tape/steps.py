@@ -83,12 +83,13 @@ def find_steps(tapes: Sequence[Tape]) -> Steps:
 def step_ends(tape: Tape) -> list[int]:
     """The records that end steps; several optimizers that step in a row end one step together.
 
-    An optimizer that steps before anything was trained, to make its state, ends none.
+    An optimizer that steps before anything was trained, to make its state, ends none. Without any
+    optimizer's, steps are backward passes.
     """
     records = tape.records
-    named = [i for i, name in enumerate(tape.names) if name == k.OPTIMIZER_MARK]
-    marks = (records["kind"] == k.MARK) & np.isin(records["what"], named) & (records["a"] == k.END)
-    ends = np.flatnonzero(marks)
+    ends = _marked(tape, k.OPTIMIZER_MARK)
+    if not len(ends):
+        return [int(end) for end in _marked(tape, k.BACKWARD_MARK)]
     called = records["kind"] == k.OP
     passes = called & np.isin(records["phase"], (k.FORWARD, k.BACKWARD))
     if not passes.any():  # phases are not known: whatever is not the optimizer's
@@ -97,6 +98,14 @@ def step_ends(tape: Tape) -> list[int]:
     following = [*worked, None][1:]
     found = zip(ends.tolist(), worked, following, strict=True)
     return [end for end, before, later in found if before and before != later]
+
+
+def _marked(tape: Tape, title: str) -> npt.NDArray[np.intp]:
+    """The records that end what has this name."""
+    named = [i for i, name in enumerate(tape.names) if name == title]
+    records = tape.records
+    marks = (records["kind"] == k.MARK) & np.isin(records["what"], named) & (records["a"] == k.END)
+    return np.flatnonzero(marks)
 
 
 def _patterns(tape: Tape, ends: list[int]) -> list[str]:

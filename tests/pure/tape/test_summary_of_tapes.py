@@ -92,6 +92,14 @@ def test_optimizers_that_step_in_a_row_end_one_step() -> None:
     assert np.diff(steps.bounds(play([hand.tape()], FlatPrices()))).tolist() == [1.75, 1.75]
 
 
+def test_backward_passes_are_steps_only_where_no_optimizer_steps() -> None:
+    hand = Hand(phase=kinds.FORWARD)
+    for _ in range(3):
+        hand.op(1.0).mark(kinds.BACKWARD_MARK, kinds.END)
+    assert find_steps([hand.tape()]).found == 3
+    assert find_steps([hand.op(1.0).end_step().op(1.0).end_step().tape()]).found == 2
+
+
 def test_an_optimizer_that_makes_its_state_first_ends_no_step() -> None:
     hand = Hand(phase=kinds.OPTIMIZER).op(1.0).end_step()
     for _ in range(2):
