@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,19 @@ def test_narrow_sums_within_the_noise_floor_are_another_precision(
     assert found.kind.startswith(f"sums of {text.rpartition(':')[2]} products in float16")
     assert found.place == Place(0, "0", "forward", "aten.addmm.default, within the noise floor")
     assert "to the bit" in words
+
+
+def test_a_difference_in_no_module_stays_and_the_arithmetic_is_named(
+    arith: Set, tmp_path: Path
+) -> None:
+    told(arith, tmp_path, "accumulate=chunked:64", BF16)
+    paths = (tmp_path / "-1.rec", tmp_path / "b.rec", tmp_path / "1.rec")
+    found = run.files(paths[0], paths[1], [paths[2]], 0.005)
+    parted = replace(found.verdict, verdict=DIFFERENT, place=Place(1, "optimizer", "", "its step"))
+    found, words = run.bisect(replace(found, verdict=parted), *paths[:2])
+    assert found.verdict == parted
+    assert words.startswith("the first difference is in no module's pass; within the noise, 0 diff")
+    assert "its result is that of sums of 64 products in float16" in words
 
 
 def test_noise_of_rounding_size_stays_the_same_model(tmp_path: Path) -> None:

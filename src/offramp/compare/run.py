@@ -114,7 +114,7 @@ def bisect(found: Compared, a: Path, b: Path) -> tuple[Compared, str]:
     if reason:
         return found, reason
     first, second = (_of_rank(path, found.rank) for path in (a, b))
-    place = found.verdict.place
+    place = _of_a_module(found)
     if place is None:
         return _below_the_floor(found, first, second)
     named = operators.bisect(first, second, place.step, place.module, place.pass_name)
@@ -129,33 +129,41 @@ def _of_rank(path: Path, rank: int) -> Recording:
 
 
 def _below_the_floor(found: Compared, first: Recording, second: Recording) -> tuple[Compared, str]:
-    """No module differs by more than noise; an arithmetic that explains an operator's result in one
-    run, on its own inputs, is another precision all the same."""
+    """No module differs by more than noise before anything else does; an arithmetic that explains
+    an operator's result in one run, on its own inputs, is another precision all the same.
+
+    A verdict of a difference stays: there may be more than the arithmetic.
+    """
     from offramp.compare import operators
 
+    is_same = found.verdict.verdict == SAME
+    none = "no module differs" if is_same else "the first difference is in no module's pass"
     both = [key for key in first.operators if key in second.operators]
     for step, module in both:
         named = operators.bisect(first, second, step, module)
         if named.arithmetic:
+            text = f"{named.operator}: {named.text}"
+            if not is_same:
+                return found, f"{none}; within the noise, {module} differs all the same: {text}"
             place = Place(step, module, FORWARD, f"{named.operator}, within the noise floor")
             told = replace(found.verdict, verdict=PRECISION, kind=named.arithmetic, place=place)
-            return replace(found, verdict=told), f"{named.operator}: {named.text}"
+            return replace(found, verdict=told), text
     if not both:
         return found, (
-            "no module differs, and there is no module whose operators both recordings have; "
+            f"{none}, and there is no module whose operators both recordings have; "
             "record both with --tensors MODULE --steps 0 to see whether one computes in another "
             "arithmetic within the noise floor"
         )
     modules = ", ".join(module for _, module in both)
-    return found, f"no module differs; replayed, so that no arithmetic stands out: {modules}"
+    return found, f"{none}; replayed, so that no arithmetic stands out: {modules}"
 
 
 def to_replay(found: Compared, a: Path) -> tuple[str, int]:
     """The modules whose operators tell more, as `--tensors` has them, and the step.
 
-    Where none differs those of each class that sum the most products to a number.
+    Where none differs first, those of each class that sum the most products to a number.
     """
-    place = found.verdict.place
+    place = _of_a_module(found)
     if place is not None:
         return place.module, place.step
     first = _of_rank(a, found.rank)
@@ -179,13 +187,15 @@ def not_replayed(found: Compared) -> str:
         return "" if found.verdict.worst else "nothing to replay: all are equal to the bit"
     if found.verdict.verdict == UNKNOWN or place is None or not found.verdict.is_chip:
         return "nothing to replay: no module differs"
-    is_in_pass = place.pass_name in (FORWARD, BACKWARD, BETWEEN)
-    if not is_in_pass or place.module in ("", "loss", "data", EVERY):
-        return (
-            "nothing is replayed: the first difference is in no module's forward or backward "
-            "pass, and operators are kept of those alone"
-        )
-    return ""
+    return "nothing is replayed: what was fed differs" if place.module == "data" else ""
+
+
+def _of_a_module(found: Compared) -> Place | None:
+    """Where the first difference is, if it is in the pass of a module."""
+    place = found.verdict.place
+    if place is None or place.pass_name not in (FORWARD, BACKWARD, BETWEEN):
+        return None
+    return None if place.module in ("", "loss", "data", EVERY) else place
 
 
 def record(
