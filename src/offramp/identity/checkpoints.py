@@ -81,7 +81,7 @@ class _Keeper:
         def save(obj: object, f: Any, *args: Any, **kwargs: Any) -> Any:
             if not isinstance(f, str | os.PathLike):
                 return original(obj, f, *args, **kwargs)
-            tensors = list(_tensors(obj, set()))
+            tensors = list(_tensors(obj))
             path = os.path.abspath(f)
             is_anothers = path not in self._written and os.path.exists(path)
             if any(map(_is_chips, tensors)) or (tensors and is_anothers):
@@ -148,21 +148,22 @@ def _is_chips(tensor: torch.Tensor) -> bool:
     return tensor.device.type not in ("cpu", "meta")
 
 
-def _tensors(value: Any, met: set[int]) -> Iterator[torch.Tensor]:
-    """The tensors in containers, modules and objects with a `state_dict`."""
-    if isinstance(value, torch.Tensor):
-        yield value
-        return
-    if id(value) in met:
-        return
-    met.add(id(value))
-    if isinstance(value, torch.nn.Module):
-        yield from value.state_dict().values()
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _tensors(each, met)
-    elif isinstance(value, list | tuple | set):
-        for each in value:
-            yield from _tensors(each, met)
-    elif hasattr(value, "__dict__") and not isinstance(value, type | types.ModuleType):
-        yield from _tensors(vars(value), met)
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in containers, modules and the attributes of other objects."""
+    met: set[int] = set()
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in met:
+            continue
+        met.add(id(one))
+        if isinstance(one, torch.Tensor):
+            yield one
+        elif isinstance(one, torch.nn.Module):
+            waiting += one.state_dict().values()
+        elif isinstance(one, Mapping):
+            waiting += one.values()
+        elif isinstance(one, list | tuple | set):
+            waiting += one
+        elif hasattr(one, "__dict__") and not isinstance(one, type | types.ModuleType):
+            waiting += vars(one).values()

@@ -82,7 +82,8 @@ class Whole:
 
     def name(self, module: nn.Module, name: str) -> None:
         """Tell the name of a module."""
-        if any(fnmatchcase(name, glob) for glob in self._part.tensors.split(",")):
+        globs = filter(None, self._part.tensors.split(","))
+        if any(fnmatchcase(name, glob) for glob in globs):
             self._names[module] = name
 
     def keep(self, step: int, module: nn.Module, of: tuple[int, int, int], tensor: Tensor) -> None:
