@@ -246,7 +246,7 @@ def test_programs_that_never_step_are_ended_and_explained(
         ),
         (("--chip", CHIP, "--", "pyhton", "a.py"), "command not found: 'pyhton'"),
         (("--chip", CHIP, "--", "python", "b.py"), "script not found: 'b.py'"),
-        (("--chip", CHIP, "--", "accelerate", "launch", "a.py"), "by torchrun"),
+        (("--chip", CHIP, "--", "deepspeed", "a.py"), "by torchrun"),
     ],
 )
 def test_misuse_ends_before_anything_starts(
