@@ -1,7 +1,7 @@
 """Says what `accelerate launch` would start: `python -P -m offramp.launch.catcher WORDS`.
 
 It runs in the Python that has accelerate, calls that command's own code, and stops it where it
-would start processes. The last line that it prints is JSON:
+would start processes. The last line that it writes is JSON:
 
 own        what each process runs
 variables  the environment variables that were set for it
@@ -80,4 +80,4 @@ def _refusal(name: str) -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps(catch(sys.argv[1:])))
+    sys.stdout.write(f"{json.dumps(catch(sys.argv[1:]))}\n")

@@ -137,10 +137,9 @@ def plan(
         found = _chip(chip)
         name = os.path.abspath(chip) if chip.endswith(".toml") else found.name
         whole = _of_chip(chip, nodes, per_node, program)
-    placed = bool(cluster) or nodes is not None or per_node is not None
     note = prepare(program.command(Path(os.devnull)), {**os.environ, AUTOLOAD: "1"}).note or ""
-    placed = placed or bool(program.launcher) or program.is_train
-    return Plan(found, name, whole, program, placed, note=note, **settings)
+    said = cluster or program.launcher or program.is_train or (nodes, per_node) != (None, None)
+    return Plan(found, name, whole, program, bool(said), note=note, **settings)
 
 
 def _check(steps: int = FEWEST_STEPS, limit_s: float = 1, kept: float = 1, **others: Any) -> None:
