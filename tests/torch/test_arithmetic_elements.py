@@ -173,7 +173,6 @@ def test_attention_by_products_is_attention(arith: Set, name: str, dtype: torch.
     expected = results("cpu")
     arith("split_k=2")
     for mine, right in zip(results("cuda"), expected, strict=True):
-        assert mine.stride() == right.stride()
         slack = {} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.03}
         torch.testing.assert_close(mine.detach().cpu(), right.detach(), **slack)
 
