@@ -127,7 +127,9 @@ class TrainSection:
     )
     clip: float = key(1.0, "largest norm of all gradients; 0: not clipped", low=0)
     compile: bool = key(False, "torch.compile each layer")
-    loss_chunk: int = key(1024, "tokens whose logits exist at a time", low=1)
+    loss_chunk: int = key(
+        1024, "tokens whose logits exist at a time; 0: all, by PyTorch's own loss", low=0
+    )
     fp8: bool = key(False, "8-bit products in linear layers, where the chip has them")
 
     @property

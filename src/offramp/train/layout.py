@@ -16,7 +16,7 @@ from offramp.train.reading import key
 
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 PIPELINES = ("1f1b", "gpipe", "interleaved", "zero-bubble")
-RECOMPUTES = ("none", "selective", "full")
+RECOMPUTES = ("none", "selective", "alternate", "full")
 
 
 @dataclass(frozen=True)

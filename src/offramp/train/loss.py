@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.train.data.batches import IGNORED
@@ -24,7 +25,8 @@ from offramp.train.data.batches import IGNORED
 class Chunking:
     """How the loss is computed.
 
-    tokens   whose logits exist at a time
+    tokens   whose logits exist at a time; 0: all of them, and the loss is PyTorch's own, unless a
+             group shares the vocabulary
     group    the ranks that share the vocabulary, or None
     first    the first token of this rank's part of the vocabulary
     """
@@ -50,6 +52,10 @@ def linear_cross_entropy(
     The products are in the format of `hidden_ND`; the softmax and the sums are in float32.
     """
     chunking = chunking or Chunking()
+    if not chunking.tokens and chunking.group is None:
+        bias = None if bias_V is None else bias_V.to(hidden_ND.dtype)
+        logits_NV = F.linear(hidden_ND, weight_VD.to(hidden_ND.dtype), bias).float()
+        return F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED, reduction="sum")
     loss: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, targets_N, chunking)
     return loss
 
@@ -69,8 +75,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         grads = _Gradients.like(hidden_ND, weight_VD, bias_V, wanted)
         total = hidden_ND.new_zeros((), dtype=torch.float32)
-        for part in _parts(len(targets_N), chunking.tokens):
-            logits_NV = torch.nn.functional.linear(hidden_ND[part], weight, bias).float()
+        for part in _parts(len(targets_N), chunking.tokens or max(1, len(targets_N))):
+            logits_NV = F.linear(hidden_ND[part], weight, bias).float()
             loss_N, grad_NV = _softmax_loss(logits_NV, targets_N[part], chunking, any(wanted))
             total += loss_N.sum()
             if grad_NV is not None:

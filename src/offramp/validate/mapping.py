@@ -122,7 +122,7 @@ def case_of(row: Row) -> Case:
         "train.compile": framework["kernels"] == "fused",
         "model.attention": attention,
         "data.sequence": read.number("seq_len"),
-        "train.loss_chunk": _loss_chunk(mbs * read.number("seq_len"), framework),
+        "train.loss_chunk": _loss_chunk(row, mbs * read.number("seq_len"), framework),
     }
     if eight:
         job["train.fp8"] = True
@@ -197,8 +197,10 @@ def _layout(read: _Read) -> dict[str, Any]:
     return layout
 
 
-def _loss_chunk(tokens: int, framework: Mapping[str, Any]) -> int:
-    """Tokens whose logits exist at a time: all of them, or those that take as much memory."""
+def _loss_chunk(row: Row, tokens: int, framework: Mapping[str, Any]) -> int:
+    """Tokens whose logits exist at a time: all, or those that take as much memory; 0: PyTorch's."""
+    if any(re.search(rule["match"], row.framework) for rule in rules()["loss"]):
+        return 0
     return -(-tokens * int(framework.get("logit_bytes", LOGIT_BYTES)) // LOGIT_BYTES)
 
 

@@ -255,3 +255,6 @@ def test_a_framework_says_which_model_and_loss_stand_for_its_own() -> None:
     other = case_of(PUBLISHED["megatron-2020-001"])
     assert other.config["model_type"] == "gpt_neox"
     assert other.job["train.loss_chunk"] == 8 * 1024
+    pytorchs = case_of(PUBLISHED["torchtitan-001"])
+    assert pytorchs.job["train.loss_chunk"] == 0
+    assert pytorchs.job["layout.recompute"] == "alternate"

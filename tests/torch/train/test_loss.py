@@ -1,4 +1,4 @@
-"""The chunked loss of a head, against PyTorch's own on whole logits."""
+"""The loss of a head, chunked or not, against PyTorch's own on whole logits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def example(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     return *(t.requires_grad_() for t in (hidden, weight, bias)), targets
 
 
-@pytest.mark.parametrize("tokens", [1, 8, 37, 1000])
+@pytest.mark.parametrize("tokens", [0, 1, 8, 37, 1000])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_loss_and_gradients_are_pytorchs(tokens: int, with_bias: bool) -> None:
     hidden, weight, bias, targets = example(torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from offramp.train import fp8
 from offramp.train.parallel import layers
+
+
+# What PyTorch imports to forget what it compiled.
+pytestmark = pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    """What one test compiled is not taken by another."""
+    yield
+    torch.compiler.reset()
 
 
 class Counting(TorchDispatchMode):
@@ -61,7 +73,9 @@ def twins() -> tuple[Layer, Layer]:
     return plain, other
 
 
-@pytest.mark.parametrize(("how", "again"), [("none", 0), ("selective", 0), ("full", 1)])
+@pytest.mark.parametrize(
+    ("how", "again"), [("none", 0), ("selective", 0), ("alternate", 0), ("full", 1)]
+)
 def test_products_are_computed_again_as_the_job_says(how: str, again: int) -> None:
     """Although a layer does other things beside them when it is called again."""
     plain, other = twins()
@@ -75,6 +89,39 @@ def test_products_are_computed_again_as_the_job_says(how: str, again: int) -> No
     assert without["aten.mm.default"] == 6
     assert counts["aten.mm.default"] == 6 + again
     assert counts["aten.silu.default"] == (1 if how == "none" else 2)
+
+
+class Deep(nn.Module):
+    """Four products, each of which another waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(nn.Linear(16, 16, bias=False) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = torch.nn.functional.silu(step(x))
+        return x
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_second_product_is_computed_again(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each of two steps, so that counts begin anew with every pass."""
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: compiler(f, backend="aot_eager"))
+    torch.manual_seed(0)
+    plain, other = Deep(), Deep()
+    other.load_state_dict(plain.state_dict())
+    layers.prepare(other, "alternate", compiled=compiled)
+    for step in (1, 2):
+        x = torch.randn(4, 16, requires_grad=True)
+        expected, without = trained(plain, x)
+        found, counts = trained(other, x)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        assert without["aten.mm.default"] == 12
+        assert counts["aten.mm.default"] == 14, step
 
 
 def test_products_of_8_bits_stay_as_others_do() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 # Selective: the results of these stay, everything else is computed again (as in Korthikanti et al.,
 # arXiv:2205.05198, what is large and cheap goes). Names, for not every build has every operator.
@@ -24,6 +28,8 @@ _KEPT = (
     "_scaled_dot_product_cudnn_attention.default",
     "_scaled_dot_product_fused_attention_overrideable.default",
 )
+# Alternate: of these every second is computed again too.
+_LINEAR = ("mm.default", "addmm.default", "_scaled_mm.default")
 
 
 def prepare(layer: nn.Module, how: str, *, compiled: bool) -> None:
@@ -40,12 +46,12 @@ def prepare(layer: nn.Module, how: str, *, compiled: bool) -> None:
 
 
 def recompute(layer: nn.Module, how: str, *, compiled: bool = False) -> None:
-    """Compute the layer's activations again in the backward pass: 'none', 'selective', 'full'."""
+    """Compute the layer's activations again in the backward pass, as `Layout.recompute` says."""
     if how == "none":
         return
     inner = layer.forward
     # A compiler that reads this takes a context that is given, and only that.
-    options: dict[str, Any] = {"context_fn": _selective(compiled)} if how == "selective" else {}
+    options: dict[str, Any] = {} if how == "full" else {"context_fn": _keeping(how, compiled)}
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -84,11 +90,38 @@ class _Only(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _selective(compiled: bool) -> Callable[[], Any]:
-    kept = []
-    for name in _KEPT:
-        packet, _, overload = name.partition(".")
-        if hasattr(torch.ops.aten, packet):
-            kept.append(getattr(getattr(torch.ops.aten, packet), overload))
-    made = partial(create_selective_checkpoint_contexts, kept)
+class _EverySecond:
+    """The rule of what stays where every second linear product is computed again; of one pass."""
+
+    def __init__(self, kept: list[Any]) -> None:
+        self._kept, self._linear = frozenset(kept), frozenset(_operators(_LINEAR))
+        self._counted = {False: 0, True: 0}  # linear products, computed first and again
+
+    def __call__(self, context: Any, func: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+        stays = func in self._kept
+        if func in self._linear:
+            self._counted[context.is_recompute] += 1
+            stays = self._counted[context.is_recompute] % 2 == 1
+        return CheckpointPolicy.MUST_SAVE if stays else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _keeping(how: str, compiled: bool) -> Callable[[], Any]:
+    """What makes the two contexts of a checkpoint that keeps what `how` says."""
+    kept = _operators(_KEPT)
+
+    def alternate() -> Any:
+        return create_selective_checkpoint_contexts(_EverySecond(kept))
+
+    selective = partial(create_selective_checkpoint_contexts, kept)
+    made = alternate if how == "alternate" else selective
     return made if compiled else lambda: tuple(_Only(mode, kept) for mode in made())
+
+
+def _operators(names: Iterable[str]) -> list[Any]:
+    """Those that this build of PyTorch has."""
+    split = (name.partition(".")[::2] for name in names)
+    return [
+        getattr(getattr(torch.ops.aten, packet), overload)
+        for packet, overload in split
+        if hasattr(torch.ops.aten, packet)
+    ]
