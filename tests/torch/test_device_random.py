@@ -9,6 +9,7 @@ import torch
 from agree import agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.usefixtures("chip")
 
@@ -116,3 +117,38 @@ def test_only_operators_that_draw_move_the_offset() -> None:
     torch.nn.functional.dropout(q, 0.5)
     torch.nn.functional.scaled_dot_product_attention(q, q, q, dropout_p=0.5)
     assert torch.cuda.get_rng_state().view(torch.int64).tolist() == [2, 8]
+
+
+def test_a_sequence_of_draws_can_be_exchanged() -> None:
+    """As CUDA's: what was taken is the sequence itself, and goes on with it."""
+    mine = torch.Generator("cuda").manual_seed(3)
+    taken = mine.graphsafe_get_state()
+    torch.rand(2, device="cuda", generator=mine)
+    assert taken.get_offset() == mine.get_offset() == 4
+    other = torch.Generator("cuda").manual_seed(9)
+    expected = torch.rand(5, device="cuda", generator=other.clone_state())
+    mine.graphsafe_set_state(other)
+    assert torch.equal(torch.rand(5, device="cuda", generator=mine), expected)
+    assert (mine.initial_seed(), other.get_offset(), taken.get_offset()) == (9, 4, 4)
+    with pytest.raises(RuntimeError, match="expected a generator of"):
+        mine.graphsafe_set_state(torch.Generator())
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+def test_a_compiled_graph_draws_again_what_it_drew() -> None:
+    """Dropout that is computed again in the backward pass drops the same."""
+
+    def dropped(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(x.sin(), 0.5).exp()
+
+    @torch.compile(backend="aot_eager_decomp_partition")
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(dropped, x, use_reentrant=False)
+
+    for _ in range(2):
+        x = torch.rand(1000, device="cuda").add_(0.1).requires_grad_()
+        y = step(x)
+        y.sum().backward()
+        kept = y != 1
+        assert 400 < kept.sum() < 600
+        torch.testing.assert_close(x.grad, torch.where(kept, 2 * x.cos() * y, 0.0))

@@ -8,6 +8,7 @@
 #include <array>
 #include <atomic>
 #include <cstring>
+#include <memory>
 #include <mutex>
 
 #include "chip.h"
@@ -25,21 +26,29 @@ uint64_t mixed(uint64_t x) {
   return x ^ (x >> 31);
 }
 
+// What generators of one sequence of draws share.
+struct DrawState {
+  uint64_t seed{c10::default_rng_seed_val};
+  std::atomic<uint64_t> offset{0};
+};
+
 class ChipGenerator final : public c10::GeneratorImpl {
  public:
-  explicit ChipGenerator(int index)
-      : GeneratorImpl(offramp::device(index), c10::DispatchKeySet(dense_key())) {}
+  explicit ChipGenerator(int index,
+                         std::shared_ptr<DrawState> state = std::make_shared<DrawState>())
+      : GeneratorImpl(offramp::device(index), c10::DispatchKeySet(dense_key())),
+        state_(std::move(state)) {}
 
   void set_current_seed(uint64_t seed) override {
-    seed_ = seed;
-    offset_ = 0;
+    state_->seed = seed;
+    state_->offset = 0;
   }
-  void set_offset(uint64_t offset) override { offset_ = offset; }
-  uint64_t get_offset() const override { return offset_; }
-  uint64_t current_seed() const override { return seed_; }
+  void set_offset(uint64_t offset) override { state_->offset = offset; }
+  uint64_t get_offset() const override { return state_->offset; }
+  uint64_t current_seed() const override { return state_->seed; }
   uint64_t seed() override {
     set_current_seed(c10::detail::getNonDeterministicRandom(true));
-    return seed_;
+    return state_->seed;
   }
 
   void set_state(const c10::TensorImpl& state) override {
@@ -48,35 +57,45 @@ class ChipGenerator final : public c10::GeneratorImpl {
     TORCH_CHECK(bytes == 2 * kWord || bytes == kWord, "RNG state is wrong size: ", bytes,
                 " bytes, expected ", 2 * kWord, " (seed and offset)");
     const auto* words = static_cast<const char*>(state.data());
-    std::memcpy(&seed_, words, kWord);
+    std::memcpy(&state_->seed, words, kWord);
     uint64_t offset = 0;
     if (bytes > kWord) std::memcpy(&offset, words + kWord, kWord);
-    offset_ = offset;
+    state_->offset = offset;
   }
   c10::intrusive_ptr<c10::TensorImpl> get_state() const override {
     const at::Tensor state(at::detail::empty_cpu({2 * kWord}, at::kByte));
-    const uint64_t words[] = {seed_, offset_};
+    const uint64_t words[] = {state_->seed, state_->offset};
     std::memcpy(state.mutable_data_ptr(), words, sizeof(words));
     return state.getIntrusivePtr();
   }
 
-  uint64_t take() { return offset_.fetch_add(kStep); }
+  // What PyTorch's compiler exchanges where a graph draws again what it drew before: the sequence
+  // itself, not a copy of where it stands.
+  c10::intrusive_ptr<c10::GeneratorImpl> graphsafe_get_state() const override {
+    return c10::make_intrusive<ChipGenerator>(device().index(), state_);
+  }
+  void graphsafe_set_state(const c10::intrusive_ptr<c10::GeneratorImpl>& other) override {
+    const auto* generator = dynamic_cast<const ChipGenerator*>(other.get());
+    TORCH_CHECK(generator != nullptr, "expected a generator of ", chip().name);
+    state_ = generator->state_;
+  }
+
+  uint64_t take() { return state_->offset.fetch_add(kStep); }
   void give_back(uint64_t offset) {  // unless another thread has drawn since
     uint64_t after = offset + kStep;
-    offset_.compare_exchange_strong(after, offset);
+    state_->offset.compare_exchange_strong(after, offset);
   }
 
  private:
   ChipGenerator* clone_impl() const override {
     auto* clone = new ChipGenerator(device().index());
-    clone->seed_ = seed_;
-    clone->offset_ = offset_.load();
+    clone->state_->seed = state_->seed;
+    clone->state_->offset = state_->offset.load();
     return clone;
   }
   c10::Device device() const { return device_; }
 
-  uint64_t seed_{c10::default_rng_seed_val};
-  std::atomic<uint64_t> offset_{0};
+  std::shared_ptr<DrawState> state_;
 };
 
 // A CPU generator whose numbers are a function of seed and offset.
