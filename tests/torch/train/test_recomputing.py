@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from offramp.train import fp8
 from offramp.train.parallel import layers
 
-
 # What PyTorch imports to forget what it compiled.
 pytestmark = pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
 
