@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -83,7 +84,9 @@ def test_a_layout_gives_the_tensors_it_was_made_of(shape: list[int], dtype: str)
     assert (made.shape, made.stride(), made.dtype) == (value.shape, value.stride(), value.dtype)
 
 
-@given(st.lists(st.sampled_from(["tanh", "mm", "sum", "norm", "add"]), min_size=1, max_size=8))
+@given(
+    st.lists(st.sampled_from(["tanh", "mm", "sum", "norm", "add", "pick"]), min_size=1, max_size=8)
+)
 @settings(deadline=None, max_examples=30)
 def test_kernels_never_wait_for_each_other(steps: list[str]) -> None:
     """Any chain with skip connections can be ordered, and every operator is in one kernel."""
@@ -95,6 +98,8 @@ def test_kernels_never_wait_for_each_other(steps: list[str]) -> None:
                 x = x @ w
             elif step == "sum":
                 x = x + x.sum(0)
+            elif step == "pick":
+                x = x + x.gather(1, torch.zeros(64, 1, dtype=torch.int64))
             elif step == "norm":
                 x = x / x.amax(1, keepdim=True)
             else:
@@ -106,3 +111,35 @@ def test_kernels_never_wait_for_each_other(steps: list[str]) -> None:
     units = fusion.plan(made.graph.nodes)
     assert sorted(fusion.name_of(n) for unit in units for n in unit.nodes) == sorted(names)
     fused.lowered(made).graph.lint()
+
+
+def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits.float(), targets)
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
+def test_a_compiled_loss_keeps_its_logits_and_two_numbers_a_row() -> None:
+    logits = torch.zeros(64, 5000, dtype=torch.bfloat16, requires_grad=True)
+    out = torch.compile(loss, backend=fused.backend)(logits, torch.zeros(64, dtype=torch.int64))
+    kept = [each for each in out.grad_fn.saved_tensors if each is not None]
+    sizes = sorted(each.numel() for each in kept if each.dtype != torch.int64)
+    assert sizes == [1, 64, 64, 64 * 5000]  # how many count; maxima, sums; the logits as they came
+    assert {each.dtype for each in kept if each.numel() == 64 * 5000} == {torch.bfloat16}
+
+
+def test_what_is_picked_from_computed_rows_is_not_a_kernel_of_its_own() -> None:
+    def picked(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        return (x - x.amax(1, keepdim=True)).gather(1, at)
+
+    at = torch.zeros(64, 1, dtype=torch.int64)
+    assert kernels(picked, X, at) == [["amax", "sub", "gather"]]
+    assert kernels(lambda x, at: x.gather(1, at) * 2, X, at) == [["gather"], ["mul"]]
+
+
+def test_one_number_in_constant_rows_is_a_comparison() -> None:
+    def one_hot(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x).scatter(1, at, -1.0) * x
+
+    at = torch.zeros(64, 1, dtype=torch.int64)
+    assert kernels(one_hot, X, at) == [["zeros_like", "scatter", "mul"]]
+    assert kernels(lambda x, at: x.scatter(1, at, -1.0), X, at) == [["scatter"]]

@@ -58,7 +58,7 @@ def _library() -> torch.library.Library:
 
 def backend(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     """A backend of torch.compile."""
-    from torch._decomp import core_aten_decompositions
+    from torch._decomp import core_aten_decompositions, get_decompositions
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch._aot_autograd.utils import make_boxed_func
     from torch._functorch.partitioners import min_cut_rematerialization_partition
@@ -67,11 +67,14 @@ def backend(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         boxed: Callable[..., Any] = make_boxed_func(lowered(captured).forward)
         return boxed
 
+    table = core_aten_decompositions()
+    # As Inductor: what a loss keeps is then its logits and two numbers a row.
+    table.update(get_decompositions([torch.ops.aten._log_softmax]))
     made: Callable[..., Any] = aot_autograd(
         fw_compiler=lower,
         bw_compiler=lower,
         inference_compiler=lower,
-        decompositions=core_aten_decompositions(),
+        decompositions=table,
         partition_fn=min_cut_rematerialization_partition,
         keep_inference_input_mutations=True,
     )(graph, inputs)

@@ -108,10 +108,14 @@ def plan(nodes: Iterable[Node]) -> list[Unit]:
         makers = {maker_of(base) for base in sources_of(node)}
         sources = {unit_of[maker] for maker in makers if maker in unit_of}
         made = _unit(node)
-        home = next((one for one in _latest(sources, units) if _takes(one, made, sources)), None)
+        inlined = _is_inlined(node)
+        open_to = {unit_of[maker_of(base_of(node.all_input_nodes[0]))]} if inlined else sources
+        home = next((one for one in _latest(open_to, units) if _takes(one, made, sources)), None)
         if home is None:
             home = made
-            units.append(made)
+            if inlined:  # not into anything: a lookup with a kernel of its own
+                home.elements = 0
+            units.append(home)
         else:
             home.nodes.append(node)
             home.form = max(home.form, made.form, key=(POINTWISE, ROWS, COLUMNS).index)
@@ -130,18 +134,36 @@ def sources_of(node: Node) -> set[Node]:
 def _unit(node: Node) -> Unit:
     value = value_of(node)
     name = name_of(node)
-    target = node.target
-    tags = target.tags if isinstance(target, torch._ops.OpOverload) else ()
     if name in _REDUCTIONS:
         first = next(
             (v for each in node.all_input_nodes if (v := value_of(each)) is not None), None
         )
         if first is not None:
             return Unit([node], first.numel(), _direction(node, first))
-    is_pointwise = name in _POINTWISE or (bool(name) and torch.Tag.pointwise in tags)
+    is_pointwise = _is_elementwise(node) or _is_inlined(node)
     if is_pointwise and not name.endswith("_") and value is not None and node.all_input_nodes:
         return Unit([node], max(1, value.numel()))
     return Unit([node])
+
+
+def _is_inlined(node: Node) -> bool:
+    """Whether a lookup becomes part of what it looks at, as in a loss by classes.
+
+    One number that is put into constant rows is a comparison of positions; what is picked from
+    rows that are computed is computed there alone.
+    """
+    source = base_of(node.args[0]) if node.args and isinstance(node.args[0], Node) else None
+    if source is None:
+        return False
+    if str(node.target) == "aten.scatter.value":
+        return name_of(source) in ("full", "full_like", "zeros_like", "ones_like")
+    return name_of(node) == "gather" and source.op == "call_function" and _is_elementwise(source)
+
+
+def _is_elementwise(node: Node) -> bool:
+    name, target = name_of(node), node.target
+    tags = target.tags if isinstance(target, torch._ops.OpOverload) else ()
+    return name in _POINTWISE or (bool(name) and torch.Tag.pointwise in tags)
 
 
 def _direction(node: Node, value: torch.Tensor) -> str:
