@@ -113,6 +113,29 @@ def test_kernels_never_wait_for_each_other(steps: list[str]) -> None:
     fused.lowered(made).graph.lint()
 
 
+def test_what_waits_for_the_whole_is_another_kernel() -> None:
+    """As a cast to 8 bits, which needs the largest of all numbers first."""
+
+    def cast(x: torch.Tensor) -> torch.Tensor:
+        y = x.tanh()
+        return (y * (448 / y.abs().max())).to(torch.float8_e4m3fn)
+
+    assert kernels(cast, X) == [
+        ["tanh", "abs", "max"],
+        ["reciprocal", "mul", "mul", "_to_copy"],
+    ]
+    assert kernels(lambda x: x - x.mean(), X) == [["mean"], ["sub"]]
+    assert kernels(lambda x: x - x.mean((0, 1)), X) == [["mean"], ["sub"]]
+    assert kernels(lambda x: x - x.mean(1, keepdim=True), X) == [["mean", "sub"]]
+    assert kernels(lambda x: torch.max(x, x * 2), X) == [["mul", "maximum"]]
+
+
+def test_two_sums_over_everything_share_a_kernel() -> None:
+    assert kernels(lambda x: ((y := x.tanh()).sum(), y.abs().amax()), X) == [
+        ["tanh", "sum", "abs", "amax"]
+    ]
+
+
 def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), targets)
 

@@ -36,14 +36,19 @@ _POINTWISE = _names(
     tanh_backward repeat flip
     """
 )
-_REDUCTIONS = _names(
+# Along rows, whatever their arguments say.
+_OF_ROWS = _names(
     """
-    sum mean amax amin var var_mean any all prod linalg_vector_norm logsumexp
     _softmax _log_softmax _softmax_backward_data _log_softmax_backward_data native_layer_norm
     _fused_rms_norm
     """
 )
-POINTWISE, ROWS, COLUMNS = "pointwise", "rows", "columns"
+_REDUCTIONS = _OF_ROWS | _names(
+    """
+    sum mean max min amax amin var var_mean any all prod linalg_vector_norm logsumexp
+    """
+)
+POINTWISE, ROWS, COLUMNS, WHOLE = _FORMS = "pointwise", "rows", "columns", "whole"
 
 
 @dataclass(eq=False)
@@ -51,13 +56,16 @@ class Unit:
     """Nodes that become one kernel, or one node with a kernel of its own (`elements` is 0).
 
     elements   that it goes over
-    form       whether it sums along rows (the last dimensions), along others, or not at all
+    form       whether it sums along rows (the last dimensions), along others, over everything, or
+               not at all
+    totals     its sums over everything, which are known only when all of it has run
     """
 
     nodes: list[Node]
     elements: int = 0
     form: str = POINTWISE
     readers: set[Unit] = field(default_factory=set)
+    totals: set[Node] = field(default_factory=set)
 
     @property
     def is_fused(self) -> bool:
@@ -118,7 +126,8 @@ def plan(nodes: Iterable[Node]) -> list[Unit]:
             units.append(home)
         else:
             home.nodes.append(node)
-            home.form = max(home.form, made.form, key=(POINTWISE, ROWS, COLUMNS).index)
+            home.form = max(home.form, made.form, key=_FORMS.index)
+            home.totals |= made.totals
             home.elements = max(home.elements, made.elements)
         unit_of[node] = home
         for source in sources - {home}:
@@ -134,12 +143,13 @@ def sources_of(node: Node) -> set[Node]:
 def _unit(node: Node) -> Unit:
     value = value_of(node)
     name = name_of(node)
-    if name in _REDUCTIONS:
+    if name in _REDUCTIONS and not str(node.target).endswith(".other"):
         first = next(
             (v for each in node.all_input_nodes if (v := value_of(each)) is not None), None
         )
         if first is not None:
-            return Unit([node], first.numel(), _direction(node, first))
+            form = _direction(node, first)
+            return Unit([node], first.numel(), form, totals={node} if form == WHOLE else set())
     is_pointwise = _is_elementwise(node) or _is_inlined(node)
     if is_pointwise and not name.endswith("_") and value is not None and node.all_input_nodes:
         return Unit([node], max(1, value.numel()))
@@ -167,11 +177,17 @@ def _is_elementwise(node: Node) -> bool:
 
 
 def _direction(node: Node, value: torch.Tensor) -> str:
-    """Whether a reduction goes along the last dimensions of what it reads, or along others."""
-    dims = node.args[1] if len(node.args) > 1 else None
-    if not isinstance(dims, list | tuple) or not dims:
+    """Whether a reduction goes along the last dimensions of what it reads, others, or all."""
+    if name_of(node) in _OF_ROWS or value.numel() == (value.shape or (1,))[-1]:
         return ROWS
+    at = 2 if name_of(node) == "linalg_vector_norm" else 1
+    dims = node.args[at] if len(node.args) > at else None
+    dims = [dims] if isinstance(dims, int) else dims
+    if not isinstance(dims, list | tuple) or not dims:
+        return WHOLE
     kept = {int(dim) % max(1, value.dim()) for dim in dims if isinstance(dim, int)}
+    if len(kept) == value.dim():
+        return WHOLE
     return ROWS if value.dim() - 1 in kept else COLUMNS
 
 
@@ -187,6 +203,8 @@ def _takes(home: Unit, made: Unit, sources: set[Unit]) -> bool:
         return False
     if home.form == COLUMNS or (made.form == COLUMNS and home.form == ROWS):
         return False  # other elements in one block
+    if any(home.totals & sources_of(node) for node in made.nodes):
+        return False  # known only when the kernel has ended
     if made.form == COLUMNS and home.elements != made.elements:
         return False
     larger, smaller = sorted((home.elements, made.elements), reverse=True)
