@@ -27,7 +27,8 @@ class LanguageModel(nn.Module):
     """A causal language model of transformers, whole or one stage of a pipeline.
 
     `causal` is the model; parameters have its names. `has_embedding` and `has_head` are False in a
-    stage without the first or last layers. The head's logits are never whole in memory.
+    stage without the first or last layers. The head's logits are never whole in memory, unless
+    `loss_chunk` is 0.
     `arrange` and `finish`, where set, change what the head is given and the loss that it gives:
     tensor parallelism gathers, splits and sums.
     """
