@@ -130,6 +130,13 @@ def test_what_waits_for_the_whole_is_another_kernel() -> None:
     assert kernels(lambda x: torch.max(x, x * 2), X) == [["mul", "maximum"]]
 
 
+def test_a_sum_over_columns_is_parted_from_rows_and_from_everything() -> None:
+    found = kernels(lambda x: ((y := x * 2).abs().amax(), y.sum(0)), X)
+    assert found == [["mul", "abs", "amax"], ["sum"]]
+    found = kernels(lambda x: ((y := x / x.amax(1, keepdim=True)).sum(), y.sum(0) + 1), X)
+    assert found == [["amax", "div", "sum"], ["sum"], ["add"]]
+
+
 def test_two_sums_over_everything_share_a_kernel() -> None:
     assert kernels(lambda x: ((y := x.tanh()).sum(), y.abs().amax()), X) == [
         ["tanh", "sum", "abs", "amax"]

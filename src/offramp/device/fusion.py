@@ -3,8 +3,8 @@
 The rules are those of TorchInductor's scheduler, in short (Ansel et al. 2024, "PyTorch 2",
 section 4.4): an operator joins the kernel of one that it reads from where both go over the same
 elements, or over parts of rows that the other reduces, and where no other kernel lies between.
-Products, attention, lookups and everything with a kernel of its own stay as they are. Views are
-indexing and cost nothing.
+Products, attention, lookups in memory and everything with a kernel of its own stay as they are.
+Views are indexing and cost nothing.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def _takes(home: Unit, made: Unit, sources: set[Unit]) -> bool:
     """Whether an operator can join the kernel of one that it reads from."""
     if not made.is_fused:
         return False
-    if home.form == COLUMNS or (made.form == COLUMNS and home.form == ROWS):
+    if home.form == COLUMNS or (made.form == COLUMNS and home.form != POINTWISE):
         return False  # other elements in one block
     if any(home.totals & sources_of(node) for node in made.nodes):
         return False  # known only when the kernel has ended

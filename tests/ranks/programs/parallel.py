@@ -50,6 +50,7 @@ SPECS = (
     "tied dp_shard=2 prefetch=2 recompute=selective",
     "gpt2 dp_shard=2 recompute=full",
     "llama tp=2",
+    "tied tp=2 recompute=selective",
     "tied tp=2 recompute=alternate",
     "tied tp=2 sequence_parallel=0",
     "tied tp=2 loss_parallel=0",

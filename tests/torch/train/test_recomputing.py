@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -14,15 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from offramp.train import fp8
 from offramp.train.parallel import layers
 
-# What PyTorch imports to forget what it compiled.
-pytestmark = pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
-
 
 @pytest.fixture(autouse=True)
 def nothing_compiled() -> Iterator[None]:
     """What one test compiled is not taken by another."""
     yield
-    torch.compiler.reset()
+    with warnings.catch_warnings(action="ignore"):
+        torch.compiler.reset()
 
 
 class Counting(TorchDispatchMode):
