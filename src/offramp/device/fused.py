@@ -69,7 +69,7 @@ def backend(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
 
     table = core_aten_decompositions()
     # As Inductor: what a loss keeps is then its logits and two numbers a row.
-    table.update(get_decompositions([torch.ops.aten._log_softmax]))
+    table.update(get_decompositions([torch.ops.aten._log_softmax, torch.ops.aten._softmax]))
     made: Callable[..., Any] = aot_autograd(
         fw_compiler=lower,
         bw_compiler=lower,
@@ -126,13 +126,11 @@ def _current(made: Graph, old: Node, now: dict[Node, Node]) -> Node:
 
 def _add_kernel(made: Graph, unit: fusion.Unit, now: dict[Node, Node]) -> None:
     inside = set(unit.nodes)
-    read = {base for node in unit.nodes for base in fusion.sources_of(node)}
-    read = {base for base in read if fusion.maker_of(base) not in inside}
+    read = {base for base in unit.reads if fusion.maker_of(base) not in inside}
     inputs = [_current(made, node, now) for node in sorted(read, key=lambda node: node.name)]
-    outputs = fusion.outputs_of(unit)
     places: list[tuple[Node, int | None]] = []
     values: list[torch.Tensor] = []
-    for node in outputs:
+    for node in unit.outputs:
         whole = node.meta["val"]
         for at, value in enumerate(whole if isinstance(whole, tuple | list) else (whole,)):
             if isinstance(value, torch.Tensor):
@@ -145,7 +143,7 @@ def _add_kernel(made: Graph, unit: fusion.Unit, now: dict[Node, Node]) -> None:
         place: made.call_function(operator.getitem, (results, at))
         for at, place in enumerate(places)
     }
-    for node in outputs:
+    for node in unit.outputs:
         if (node, None) in items:
             now[node] = items[node, None]
             continue

@@ -1,10 +1,12 @@
 """Which operators of a graph a compiler computes in one kernel.
 
-The rules are those of TorchInductor's scheduler, in short (Ansel et al. 2024, "PyTorch 2",
-section 4.4): an operator joins the kernel of one that it reads from where both go over the same
-elements, or over parts of rows that the other reduces, and where no other kernel lies between.
-Products, attention, lookups in memory and everything with a kernel of its own stay as they are.
-Views are indexing and cost nothing.
+The rules are those of TorchInductor's lowering and scheduler, in short (Ansel et al. 2024,
+"PyTorch 2", section 4.4). An elementwise value is not stored but computed again by each that needs
+it, unless a kernel of its own reads it, the graph gives it, or that would take many reads or
+operators. What is stored joins the kernel of one that it reads from, or of one that reads the same,
+where both go over the same elements, or over parts of rows that the other reduces, and where no
+other kernel lies between. Products, attention, lookups in memory and everything with a kernel of
+its own stay as they are. Views are indexing and cost nothing.
 """
 
 from __future__ import annotations
@@ -48,24 +50,35 @@ _REDUCTIONS = _OF_ROWS | _names(
     sum mean max min amax amin var var_mean any all prod linalg_vector_norm logsumexp
     """
 )
+# Another result each time: never computed again.
+_RANDOM = _names("rand_like randn_like native_dropout bernoulli")
 POINTWISE, ROWS, COLUMNS, WHOLE = _FORMS = "pointwise", "rows", "columns", "whole"
+# How much a value that several need may take to be computed again, and one that one needs:
+# realize_reads_threshold and realize_opcount_threshold of torch._inductor.config, and what
+# torch/_inductor/graph.py allows before everything is stored.
+_READS, _OPERATORS = (4, 8), (30, 100)
 
 
 @dataclass(eq=False)
 class Unit:
     """Nodes that become one kernel, or one node with a kernel of its own (`elements` is 0).
 
+    nodes      what it computes; elementwise ones may be in other units too
     elements   that it goes over
     form       whether it sums along rows (the last dimensions), along others, over everything, or
                not at all
+    reads      what it needs, views looked through; of its own nodes too
     totals     its sums over everything, which are known only when all of it has run
+    outputs    its nodes whose results other units read, or the graph gives
     """
 
     nodes: list[Node]
     elements: int = 0
     form: str = POINTWISE
+    reads: set[Node] = field(default_factory=set)
     readers: set[Unit] = field(default_factory=set)
     totals: set[Node] = field(default_factory=set)
+    outputs: list[Node] = field(default_factory=list)
 
     @property
     def is_fused(self) -> bool:
@@ -110,29 +123,88 @@ def plan(nodes: Iterable[Node]) -> list[Unit]:
     """The kernels of a graph, in an order in which they can run; without views and placeholders."""
     units: list[Unit] = []
     unit_of: dict[Node, Unit] = {}
+    unstored: dict[Node, Unit] = {}  # what computes a value, for each that needs it
+    given: set[Node] = set()
     for node in nodes:
+        if node.op == "output":
+            given = sources_of(node)
         if node.op != "call_function" or is_view(node):
             continue
-        makers = {maker_of(base) for base in sources_of(node)}
-        sources = {unit_of[maker] for maker in makers if maker in unit_of}
-        made = _unit(node)
-        inlined = _is_inlined(node)
-        open_to = {unit_of[maker_of(base_of(node.all_input_nodes[0]))]} if inlined else sources
-        home = next((one for one in _latest(open_to, units) if _takes(one, made, sources)), None)
+        made = _with_sources(_unit(node), unstored)
+        if _is_computed_again(node, made):
+            unstored[node] = made
+            continue
+        sources = {unit_of[maker] for maker in map(maker_of, made.reads) if maker in unit_of}
+        home = _home(made, sources, units)
         if home is None:
             home = made
-            if inlined:  # not into anything: a lookup with a kernel of its own
+            if _is_lookup(node) and made.nodes == [node]:  # of what is stored: a kernel of its own
                 home.elements = 0
             units.append(home)
         else:
-            home.nodes.append(node)
-            home.form = max(home.form, made.form, key=_FORMS.index)
-            home.totals |= made.totals
-            home.elements = max(home.elements, made.elements)
+            _join(home, made)
         unit_of[node] = home
         for source in sources - {home}:
             source.readers.add(home)
+    for unit in units:
+        wanted = {maker_of(base) for base in given.union(*(one.reads for one in unit.readers))}
+        unit.outputs = [node for node in unit.nodes if node in wanted and unit_of.get(node) is unit]
     return _ordered(units)
+
+
+def _with_sources(made: Unit, unstored: dict[Node, Unit]) -> Unit:
+    """The unit of one node, with the nodes that compute what it reads and what those read."""
+    (node,) = made.nodes
+    before: dict[Node, None] = {}
+    for base in sorted(sources_of(node), key=lambda each: each.name):
+        source = unstored.get(maker_of(base))
+        made.reads |= source.reads if source else {base}
+        before |= dict.fromkeys(source.nodes if source else ())
+    made.nodes = [*before, node]
+    return made
+
+
+def _is_computed_again(node: Node, made: Unit) -> bool:
+    """Whether those who read the node's result compute it themselves."""
+    is_cheap = made.is_fused and made.form == POINTWISE and not _is_lookup(node)
+    if not is_cheap or name_of(node) in _RANDOM:
+        return False
+    readers = _readers_of(node)
+    if not readers or any(not _unit(reader).is_fused for reader in readers):
+        return False
+    which = len(readers) == 1
+    return len(made.reads) <= _READS[which] and len(made.nodes) <= _OPERATORS[which]
+
+
+def _readers_of(node: Node) -> set[Node]:
+    """Those who read a node's result, views looked through."""
+    found: set[Node] = set()
+    for user in node.users:
+        found |= _readers_of(user) if is_view(user) else {user}
+    return found
+
+
+def _home(made: Unit, sources: set[Unit], units: list[Unit]) -> Unit | None:
+    """The kernel that takes a unit, of those that it reads from and then of those that read the
+    same: the last that there is.
+    """
+    if not made.is_fused:
+        return None
+    others = [one for one in units if one not in sources and one.reads & made.reads]
+    vertical = [one for one in units if one in sources]
+    for one in (*reversed(vertical), *reversed(others)):
+        is_alike = one in sources or one.elements == made.elements
+        if one.is_fused and is_alike and _takes(one, made, sources):
+            return one
+    return None
+
+
+def _join(home: Unit, made: Unit) -> None:
+    home.nodes += [node for node in made.nodes if node not in home.nodes]
+    home.form = max(home.form, made.form, key=_FORMS.index)
+    home.reads |= made.reads
+    home.totals |= made.totals
+    home.elements = max(home.elements, made.elements)
 
 
 def sources_of(node: Node) -> set[Node]:
@@ -150,14 +222,14 @@ def _unit(node: Node) -> Unit:
         if first is not None:
             form = _direction(node, first)
             return Unit([node], first.numel(), form, totals={node} if form == WHOLE else set())
-    is_pointwise = _is_elementwise(node) or _is_inlined(node)
+    is_pointwise = _is_elementwise(node) or _is_lookup(node)
     if is_pointwise and not name.endswith("_") and value is not None and node.all_input_nodes:
         return Unit([node], max(1, value.numel()))
     return Unit([node])
 
 
-def _is_inlined(node: Node) -> bool:
-    """Whether a lookup becomes part of what it looks at, as in a loss by classes.
+def _is_lookup(node: Node) -> bool:
+    """Whether it is a lookup that becomes part of what it looks at, as in a loss by classes.
 
     One number that is put into constant rows is a comparison of positions; what is picked from
     rows that are computed is computed there alone.
@@ -191,19 +263,12 @@ def _direction(node: Node, value: torch.Tensor) -> str:
     return ROWS if value.dim() - 1 in kept else COLUMNS
 
 
-def _latest(sources: set[Unit], units: list[Unit]) -> list[Unit]:
-    """Kernels that are read from, the last first."""
-    order = {unit: at for at, unit in enumerate(units)}
-    return sorted((one for one in sources if one.is_fused), key=order.__getitem__, reverse=True)
-
-
 def _takes(home: Unit, made: Unit, sources: set[Unit]) -> bool:
     """Whether an operator can join the kernel of one that it reads from."""
-    if not made.is_fused:
-        return False
-    if home.form == COLUMNS or (made.form == COLUMNS and home.form != POINTWISE):
+    two_sums = home.form == made.form == COLUMNS and home not in sources
+    if not two_sums and (home.form == COLUMNS or (made.form == COLUMNS and home.form != POINTWISE)):
         return False  # other elements in one block
-    if any(home.totals & sources_of(node) for node in made.nodes):
+    if home.totals & made.reads:
         return False  # known only when the kernel has ended
     if made.form == COLUMNS and home.elements != made.elements:
         return False
@@ -253,15 +318,3 @@ def _ordered(units: list[Unit]) -> list[Unit]:
                 ready.append(reader)
     assert len(done) == len(units), "kernels wait for each other"
     return done
-
-
-def outputs_of(unit: Unit) -> list[Node]:
-    """The nodes of a kernel whose results others read, directly or as views, or the graph gives."""
-    inside = set(unit.nodes)
-    return [node for node in unit.nodes if _is_read(node, inside)]
-
-
-def _is_read(node: Node, inside: set[Node]) -> bool:
-    return any(
-        _is_read(user, inside) if is_view(user) else user not in inside for user in node.users
-    )
