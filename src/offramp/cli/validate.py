@@ -46,6 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="say which rows have a job, and stop")
     parser.add_argument("--each", action="store_true", help="show every row, not only the sums")
     parser.add_argument("--json", metavar="FILE", help="write every row and the sums as JSON")
+    parser.add_argument("--csv", metavar="FILE", help="write every row as a table")
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -58,7 +59,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
     if arguments.sample < 0:
         raise UsageError(f"--sample {arguments.sample}: expected a number of rows, 0 for all")
-    for path in filter(None, (arguments.json, arguments.out, arguments.fit)):
+    for path in filter(None, (arguments.json, arguments.csv, arguments.out, arguments.fit)):
         check_writable(Path(path))
     files = [Path(arguments.rows)] if arguments.rows else list(rows.BUILT_IN)
     read = [row for file in files for row in rows.read(file)]
@@ -86,6 +87,8 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.json:
         whole = {"rows": [asdict(row) for row in scored], "failed": failed, "left_out": left_out}
         write_text(Path(arguments.json), json.dumps(whole, indent=1) + "\n")
+    if arguments.csv:
+        write_text(Path(arguments.csv), validation.table(scored))
     lines = validation.lines(scored, failed, left_out)
     if arguments.each:
         lines = [*map(validation.row_line, scored), *lines]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -55,6 +57,30 @@ def row_line(row: Scored) -> Line:
     mark = "" if row.counted else f"; not counted: {', '.join(row.unknown)} unknown"
     said = f"{form(row.predicted)} for {form(row.measured)} measured, {row.error:+.1%}{mark}"
     return Line(row.id, said if row.fits else f"{said}; said not to fit")
+
+
+def table(rows: Sequence[Scored]) -> str:
+    """Every row as CSV: seconds of a step or bytes, and each part of a step as a share of it."""
+    parts = sorted({part for row in rows for part in row.shares})
+    names = "id source chip model of measured predicted low high without_factors error counted"
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerow([*names.split(), "unknown", "fits", *(f"share_{part}" for part in parts)])
+    for row in sorted(rows, key=lambda row: (row.source, row.id)):
+        spans = (row.measured, row.predicted, row.low, row.high, row.plain)
+        out.writerow(
+            [
+                *(row.id, row.source, row.chip, row.model, MEMORY if row.is_memory else "step"),
+                *(f"{value:.4g}" for value in spans),
+                *(f"{row.error:.3f}", _yes(row.counted), "; ".join(row.unknown), _yes(row.fits)),
+                *(f"{row.shares[part]:.3f}" if part in row.shares else "" for part in parts),
+            ]
+        )
+    return text.getvalue()
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def listed_lines(cases: Sequence[Case], left_out: Mapping[str, str]) -> list[Line]:

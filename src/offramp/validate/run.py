@@ -203,4 +203,5 @@ def _scored(case: Case, found: Prediction) -> Scored:
         not case.unknown,
         case.unknown,
         plain,
+        {} if memory is not None else found.shares,
     )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -23,6 +23,7 @@ class Scored:
     job        equal for layouts of one job
     fits       whether the prediction says that it fits; it ran, so it did
     plain      what costs without the factors of training let expect
+    shares     of a step, where it goes by the prediction
     """
 
     id: str
@@ -39,6 +40,7 @@ class Scored:
     counted: bool
     unknown: tuple[str, ...] = ()
     plain: float = 0.0
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def error(self) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import replace
 
 import pytest
@@ -65,6 +67,19 @@ def test_a_quantile_is_the_least_value_that_covers_its_share(
     found = quantile(values, share)
     assert sum(v <= found for v in values) >= share * len(values) - 1e-9
     assert sum(v < found for v in values) < share * len(values) + 1e-9
+
+
+def test_a_table_has_every_row_with_its_parts() -> None:
+    rows = [
+        row("b", 10, 11, shares={"matmul": 0.75, "host": 0.25}),
+        row("a, b", 2e9, 1e9, is_memory=True, fits=False, counted=False, unknown=("network",)),
+    ]
+    first, last = csv.DictReader(io.StringIO(validation.table(rows)))
+    assert (first["source"], first["of"], first["measured"]) == ("a, b", "memory", "2e+09")
+    assert (first["error"], first["fits"], first["counted"]) == ("-0.500", "no", "no")
+    assert (first["unknown"], first["share_matmul"]) == ("network", "")
+    assert (last["predicted"], last["error"], last["counted"]) == ("11", "0.100", "yes")
+    assert (last["share_host"], last["share_matmul"]) == ("0.250", "0.750")
 
 
 def test_the_report_counts_only_what_was_stated() -> None:
