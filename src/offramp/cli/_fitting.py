@@ -83,7 +83,8 @@ def ways_out(
 def vary(arguments: argparse.Namespace, planned: Planned, told: Told) -> int:
     """Rehearse with each value; 0 where one fits."""
     from offramp.cli import _output
-    from offramp.launch import fit, rehearse
+    from offramp.launch import fit
+    from offramp.launch.files import write_text
     from offramp.report import fitting
     from offramp.tape.summary import to_json
 
@@ -94,7 +95,7 @@ def vary(arguments: argparse.Namespace, planned: Planned, told: Told) -> int:
     search = _search(arguments, planned, told, None).run([ladder])
     outcome: dict[str, Any] = {"cluster": plan.cluster.title, **search.plain()}
     if arguments.json:
-        rehearse.write_text(Path(arguments.json), to_json(outcome))
+        write_text(Path(arguments.json), to_json(outcome))
     _output.show(f"offramp rehearse: {plan.cluster.title}", [*fitting.lines(outcome)], sys.stdout)
     return 0 if any(one.fits for one in search.tried) else 1
 

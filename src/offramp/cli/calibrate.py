@@ -38,7 +38,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from offramp.calibrate import collectives, device
     from offramp.calibrate.writing import cluster_beside
     from offramp.errors import UsageError
-    from offramp.launch.rehearse import check_writable
+    from offramp.launch.files import check_writable
 
     path = Path(arguments.out)
     if path.suffix != ".toml" or not path.stem:

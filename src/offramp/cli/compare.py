@@ -65,7 +65,7 @@ def execute(arguments: argparse.Namespace) -> int:
     from offramp.cli import _output
     from offramp.compare import run
     from offramp.compare.verdict import SAME
-    from offramp.launch.rehearse import check_writable, write_text
+    from offramp.launch.files import check_writable, write_text
     from offramp.report import comparison, comparison_page
     from offramp.report.lines import Line
 

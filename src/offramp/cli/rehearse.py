@@ -74,6 +74,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """Rehearse; 0 where it fits, 1 where it does not."""
     from offramp.cli import _output
     from offramp.launch import rehearse
+    from offramp.launch.files import check_writable, write_text
     from offramp.report import page, rehearsal
     from offramp.tape.summary import to_json
 
@@ -84,7 +85,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if arguments.html:
         page.check()
     for path in filter(None, (arguments.json, arguments.trace, arguments.html)):
-        rehearse.check_writable(Path(path))
+        check_writable(Path(path))
     if arguments.vary:
         with _ended_by_signals(), _output.telling() as tell:
             return _fitting.vary(arguments, planned, tell)
@@ -97,9 +98,9 @@ def execute(arguments: argparse.Namespace) -> int:
         if arguments.html:
             tell("drawing the page")
             text = page.draw(found.summary, found.tapes, found.prices)
-            rehearse.write_text(Path(arguments.html), text)
+            write_text(Path(arguments.html), text)
     if arguments.json:
-        rehearse.write_text(Path(arguments.json), to_json(found.summary))
+        write_text(Path(arguments.json), to_json(found.summary))
     if arguments.trace:
         found.write_trace(Path(arguments.trace))
     lines = [*rehearsal.lines(found.summary), *more]

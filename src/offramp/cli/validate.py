@@ -53,7 +53,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """Rehearse and compare; 0 where anything could be compared, else 1."""
     from offramp.cli import _output
     from offramp.errors import UsageError
-    from offramp.launch.rehearse import check_writable, write_text
+    from offramp.launch.files import check_writable, write_text
     from offramp.report import validation
     from offramp.validate import rows, run
 

@@ -36,7 +36,7 @@ def plan(
 
     Raises UsageError: no command, an unknown chip, a file that is there and no recording.
     """
-    from offramp.launch.rehearse import check_writable  # imports torch
+    from offramp.launch.files import check_writable
 
     out = Path(part.out)
     check_writable(out)

@@ -33,7 +33,7 @@ OPTIMIZE = {"cold": "-O1", "hot": "-O2"}
 # Sources that Python calls, or that serve whole collectives: none of them runs for each operator.
 COLD = (
     *("bindings", "cover", "spelling", "tape_bindings", "arithmetic_bindings"),
-    *("works", "reductions", "group", "collectives", "group_bindings", "mirror"),
+    *("works", "reductions", "group", "collectives", "group_bindings", "mirror", "letters"),
 )
 
 

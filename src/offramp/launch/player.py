@@ -14,6 +14,7 @@ from typing import Any
 
 from offramp.chips.cluster import Cluster
 from offramp.launch.chip_time import ChipTime
+from offramp.launch.letters import Letters
 from offramp.launch.prices import ClusterPrices
 from offramp.launch.record import write_json
 from offramp.launch.session import Session
@@ -34,6 +35,7 @@ class Part:
     kept            the share of elements that a mask of unknown values keeps
     nodes, per_node, cluster   what the chip's clock is for, as in `rehearse.plan`
     leads_time      whether Python's own clocks read the chip's
+    letters         the folder for messages to other played ranks; empty: there are none
     """
 
     rank: int
@@ -46,6 +48,7 @@ class Part:
     per_node: int = 1
     cluster: str = ""
     leads_time: bool = False
+    letters: str = ""
 
     def env(self) -> dict[str, str]:
         """The variable that makes a process play this part."""
@@ -75,6 +78,8 @@ class Player:
         self._writer = TapeWriter(Path(part.tape), self._header())
         self._session = session
         self._recording = rehearsal.Recording(session.device, self._stepped)
+        if part.letters:
+            self._core.share_letters(part.letters)
         self._core.follow_clock(lambda event: self._time.event_s(event))
         if part.leads_time:
             self._time.lead_time(self._core.note_host)
@@ -149,6 +154,8 @@ class Player:
             },
         }
         write_json(Path(self._part.tape).with_suffix(".json"), note)
+        if self._part.letters:
+            Letters(Path(self._part.letters)).end(self._part.rank)
 
 
 def _cluster(session: Session, part: Part) -> Cluster:

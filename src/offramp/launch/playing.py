@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -78,20 +78,30 @@ def run_all(
     heard: Callable[[Ended], None],
     *,
     start: Start | None = None,
+    wanted: Callable[[], Iterable[int]] = tuple,
 ) -> None:
     """Run a command for each key, as many at a time as this machine has cores.
 
-    heard   gets each ending; where it raises, and on any signal, the others are ended
-    start   starts a command whose words are added to a file, in a session of its own
+    heard    gets each ending; where it raises, and on any signal, the others are ended
+    start    starts a command whose words are added to a file, in a session of its own
+    wanted   keys that running commands wait for: they are run at once, beside these
     """
     waiting, running = list(keys), list[_Running]()
+    begun = set[int]()
+
+    def begin(key: int) -> None:
+        path = folder / f"said-{key}.txt"
+        child = (start or spawn)(prepare(key), path)
+        running.append(_Running(key, child, path, time.monotonic() + limit_s))
+        begun.add(key)
+
     try:
         while waiting or running:
             while waiting and len(running) < max(1, os.cpu_count() or 1):
-                key = waiting.pop(0)
-                path = folder / f"said-{key}.txt"
-                child = (start or spawn)(prepare(key), path)
-                running.append(_Running(key, child, path, time.monotonic() + limit_s))
+                begin(waiting.pop(0))
+            for key in sorted(set(wanted()) - begun):
+                begin(key)
+            waiting = [key for key in waiting if key not in begun]
             time.sleep(POLL_S)
             for one in running:
                 one.forget_early_words()

@@ -21,6 +21,7 @@ from offramp.errors import OfframpError, UsageError
 from offramp.launch.command import AUTOLOAD, Prepared, prepare
 from offramp.launch.fleet import Fleet
 from offramp.launch.launcher import Program
+from offramp.launch.letters import Letters
 from offramp.launch.player import Part
 from offramp.launch.playing import Ended, run_all
 from offramp.launch.prices import ClusterPrices
@@ -262,24 +263,33 @@ def _play_all(
 
     def prepared(rank: int) -> Prepared:
         told(f"playing rank {rank} of {plan.world}")
-        return _prepare(plan, folder, rank)
+        return _prepare(plan, folder, rank, letters)
 
     def heard(ended: Ended) -> None:
         tapes[ended.key], notes[ended.key] = _read(plan, folder, ended)
 
+    def check(ranks: int) -> None:
+        if ranks > plan.most_ranks:
+            raise RehearsalError(
+                f"more than {plan.most_ranks} ranks exchange messages with one another; "
+                "raise --most-ranks"
+            )
+
+    def wanted() -> set[int]:
+        found = letters.wanted() - set(tapes)
+        check(len(tapes) + len(found))
+        return found
+
+    letters = Letters(folder / "letters")
     starts = plan.fleet.firsts()
     waiting = sorted(starts | set(plan.partners))
     with contextlib.ExitStack() as stack:
         while waiting:
-            if len(tapes) + len(waiting) > plan.most_ranks:
-                raise RehearsalError(
-                    f"more than {plan.most_ranks} ranks exchange messages with one another; "
-                    "raise --most-ranks"
-                )
+            check(len(tapes) + len(waiting))
             if plan.program.is_train and warm is None and len(waiting) > 1:
                 warm = stack.enter_context(Warm())
             start = None if warm is None else warm.start_or_spawn
-            run_all(waiting, prepared, folder, plan.limit_s, heard, start=start)
+            run_all(waiting, prepared, folder, plan.limit_s, heard, start=start, wanted=wanted)
             waiting = sorted(_met(tapes, plan.fleet) - set(tapes))
     order = sorted(_met(tapes, plan.fleet))
     return [tapes[rank] for rank in order], [notes[rank] for rank in order]
@@ -307,7 +317,7 @@ def _tape_path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.tape"
 
 
-def _prepare(plan: Plan, folder: Path, rank: int) -> Prepared:
+def _prepare(plan: Plan, folder: Path, rank: int, letters: Letters) -> Prepared:
     """What plays a rank."""
     kind = plan.fleet.kind(rank)
     part = Part(
@@ -320,6 +330,8 @@ def _prepare(plan: Plan, folder: Path, rank: int) -> Prepared:
         per_node=kind.per_node,
         cluster=plan.cluster_file,
         leads_time=plan.leads_time,
+        # The stages of `offramp train` know their shapes: none need wait for another.
+        letters="" if plan.program.is_train else str(letters),
     )
     env = {
         **os.environ,
@@ -370,31 +382,3 @@ def _tail(text: str) -> str:
 def _added(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
     names = sorted({name for each in counts for name in each})
     return {name: sum(each.get(name, 0) for each in counts) for name in names}
-
-
-def check_writable(path: Path) -> None:
-    """See that a result can be written, before anything is played. Raises UsageError."""
-    folder = path.parent
-    problem = (
-        "it is a folder"
-        if path.is_dir()
-        else f"{folder} does not exist"
-        if not folder.exists()
-        else f"{folder} is not a folder"
-        if not folder.is_dir()
-        else f"{folder} cannot be written to"
-        if not os.access(folder, os.W_OK)
-        else ""
-    )
-    if problem:
-        raise UsageError(f"cannot write {path}: {problem}")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Raises UsageError where it cannot be written."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error

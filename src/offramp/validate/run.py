@@ -18,7 +18,7 @@ from typing import Any
 from offramp.costs import training
 from offramp.costs.training import Factors
 from offramp.errors import OfframpError, UsageError
-from offramp.launch.rehearse import write_text
+from offramp.launch.files import write_text
 from offramp.launch.warm import Warm
 from offramp.validate.fit import Seen, fitted, logarithms, text, unseen
 from offramp.validate.mapping import Case, UnmappedError, case_of

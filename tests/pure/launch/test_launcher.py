@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from offramp.chips.cluster import Cluster
 from offramp.errors import OfframpError, UsageError
+from offramp.launch.files import check_writable
 from offramp.launch.launcher import Program
-from offramp.launch.rehearse import check_writable, plan
+from offramp.launch.rehearse import plan
 
 CHIP = "nvidia-h100"
 OWN = (sys.executable, "-u")

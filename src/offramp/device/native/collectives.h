@@ -110,6 +110,8 @@ class Collectives final : public c10d::Backend {
   void note(const Call& call, const ChipWork& work) const;
   // In a rehearsal: the call's effect on what is known, at once.
   void settle(const Call& call, const std::function<void(c10d::Backend&)>& run);
+  // In a rehearsal: gives a message to the rank that it is for, or takes it once it is waited for.
+  void deliver(const Call& call, ChipWork& work) const;
   // Runs `run` in the group's order; on this thread when the program waits for it anyway.
   Result submit(Call call, std::function<void(c10d::Backend&)> run);
   // Point-to-point: `post` has started it, and nothing waits behind it.

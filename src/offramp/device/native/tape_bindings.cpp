@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include "chip.h"
+#include "letters.h"
 #include "rehearse.h"
 #include "tape.h"
 
@@ -46,6 +47,7 @@ void bind_tape(py::module_& m) {
   m.def("rehearse",
         [](size_t known_bytes, double kept) { rehearsal() = {true, known_bytes, kept}; });
   m.def("rehearsing", &rehearsing);
+  m.def("share_letters", &share_letters, py::arg("folder"));
   m.def("declared_answers", &declared_answers);
   m.def("follow_clock", [](py::function seconds) {
     auto* kept = new py::function(std::move(seconds));  // called until the process ends

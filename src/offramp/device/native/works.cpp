@@ -192,6 +192,7 @@ void ChipWork::complete(std::exception_ptr failure) {
 bool ChipWork::wait(std::chrono::milliseconds timeout) {
   // A barrier holds the host; other collectives hold the stream that waits for them.
   note(Kind::kWorkWait, device_, 0, ticket_, opType_ == c10d::OpType::BARRIER ? 1 : 0);
+  if (const auto task = std::exchange(on_wait_, nullptr)) task();
   return Work::wait(timeout);
 }
 

@@ -48,6 +48,8 @@ class ChipWork final : public c10d::Work {
   uint64_t getSequencenumber() const override { return sequence_; }
   bool wait(std::chrono::milliseconds timeout) override;
   uint64_t ticket() const { return ticket_; }
+  // What the first wait does before it returns.
+  void on_wait(std::function<void()> task) { on_wait_ = std::move(task); }
   float getDuration() const override;
   // Ends the work from outside: a later `complete` is ignored.
   void abort() override;
@@ -65,6 +67,7 @@ class ChipWork final : public c10d::Work {
   int device_;
   uint64_t sequence_;
   uint64_t ticket_;
+  std::function<void()> on_wait_;
   std::atomic<bool> ended_{false};
   std::chrono::steady_clock::time_point started_;
   std::chrono::duration<float, std::milli> took_{0};
