@@ -25,6 +25,7 @@ from typing import Any
 from offramp import chips
 from offramp.errors import OfframpError
 from offramp.launch import rehearse
+from offramp.launch.files import write_text
 from offramp.tape.tape import Tape, write
 from offramp.train.ground import BLOCKING_COPIES, SUM_ONLY
 from offramp.train.models import presets
@@ -155,7 +156,7 @@ def played(job: Job, chip: str, folder: Path) -> tuple[list[Tape], list[dict[str
         found = rehearse.execute(job.plan(tape_chip(chip)))
         for tape in found.tapes:
             write(place / f"{tape.rank:05d}.tape", tape)
-        rehearse.write_text(notes, json.dumps(list(found.notes)))
+        write_text(notes, json.dumps(list(found.notes)))
     return [Tape.read(path) for path in sorted(place.glob("*.tape"))], json.loads(notes.read_text())
 
 
@@ -265,7 +266,7 @@ def reprice(arguments: argparse.Namespace) -> None:
     rows, folder = read_rows(arguments.out), Path(arguments.keep_tapes)
     with ProcessPoolExecutor(arguments.jobs) as pool:
         fresh = list(pool.map(repriced, rows, [folder] * len(rows)))
-    rehearse.write_text(arguments.out, "".join(json.dumps(r, sort_keys=True) + "\n" for r in fresh))
+    write_text(arguments.out, "".join(json.dumps(r, sort_keys=True) + "\n" for r in fresh))
 
 
 def cells(found: dict[str, Any]) -> list[str]:
@@ -313,7 +314,7 @@ def write_page(rows: Sequence[dict[str, Any]]) -> None:
     after = rest.partition(END)[2]
     if not rest or not after:
         raise SystemExit(f"{PAGE} has no markers {BEGIN} and {END}")
-    rehearse.write_text(PAGE, f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{after}")
+    write_text(PAGE, f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{after}")
 
 
 def main() -> None:
