@@ -172,8 +172,8 @@ def _is_computed_again(node: Node, made: Unit) -> bool:
     readers = _readers_of(node)
     if not readers or any(not _unit(reader).is_fused for reader in readers):
         return False
-    which = len(readers) == 1
-    return len(made.reads) <= _READS[which] and len(made.nodes) <= _OPERATORS[which]
+    alone = len(readers) == 1  # then the second of each pair
+    return len(made.reads) <= _READS[alone] and len(made.nodes) <= _OPERATORS[alone]
 
 
 def _readers_of(node: Node) -> set[Node]:
