@@ -56,6 +56,30 @@ class Squared(nn.Module):
         return x + self.last(self.product(self.first(x)).relu().square())
 
 
+class Attention(nn.Module):
+    """Attention by products, with dropout."""
+
+    def __init__(self, width: int = 256) -> None:
+        super().__init__()
+        self.products = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v, out = self.products
+        shares = nn.functional.dropout((q(x) @ k(x).mT * 0.125).softmax(-1), 0.1)
+        return x + nn.functional.dropout(out(shares @ v(x)), 0.1)
+
+
+class Dropped(nn.Module):
+    """Dropout between a product and a sum."""
+
+    def __init__(self, width: int = 256) -> None:
+        super().__init__()
+        self.product = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + nn.functional.dropout(self.product(x), 0.1)
+
+
 def eight_bits(x: torch.Tensor) -> torch.Tensor:
     """A cast with one scale."""
     x = x.detach()
@@ -110,16 +134,21 @@ MODELS: dict[str, Callable[[], Callable[[torch.Tensor], torch.Tensor]]] = {
     "gated": lambda: Gated().bfloat16(),
     "squared": lambda: Squared().bfloat16(),
     "8 bits": lambda: eight_bits,
+    "dropout": lambda: Dropped().bfloat16(),
+    "dropout as uncompiled": lambda: Attention().bfloat16(),
 }
 
 
 def counts(model: str) -> dict[str, list[int]]:
     """Bytes of each graph by both compilers."""
+    from torch._inductor import config
+
+    config.fallback_random = model == "dropout as uncompiled"
     found = {}
     for compiler in (inductor, ours):
         torch.compiler.reset()
         counted = found[compiler.__name__] = []
-        x = torch.randn(2, 256, 256, dtype=torch.bfloat16, requires_grad=True)
+        x = torch.randn(1, 2048, 256, dtype=torch.bfloat16, requires_grad=True)
         with pytest.MonkeyPatch.context() as patch, compiler(counted, patch) as backend:
             out = torch.compile(MODELS[model](), backend=backend)(x)
             if out.requires_grad:

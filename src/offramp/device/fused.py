@@ -128,25 +128,9 @@ def _add_kernel(made: Graph, unit: fusion.Unit, now: dict[Node, Node]) -> None:
     inside = set(unit.nodes)
     read = {base for base in unit.reads if fusion.maker_of(base) not in inside}
     inputs = [_current(made, node, now) for node in sorted(read, key=lambda node: node.name)]
-    places: list[tuple[Node, int | None]] = []
-    values: list[torch.Tensor] = []
-    for node in unit.outputs:
-        whole = node.meta["val"]
-        for at, value in enumerate(whole if isinstance(whole, tuple | list) else (whole,)):
-            if isinstance(value, torch.Tensor):
-                places.append((node, at if isinstance(whole, tuple | list) else None))
-                values.append(value)
+    values = [node.meta["val"] for node in unit.outputs]
     library = torch.ops.offramp
     kernel = library.fused if unit.form == fusion.POINTWISE else library.fused_reduction
     results = made.call_function(kernel.default, (inputs, layout_of(values)))
-    items = {
-        place: made.call_function(operator.getitem, (results, at))
-        for at, place in enumerate(places)
-    }
-    for node in unit.outputs:
-        if (node, None) in items:
-            now[node] = items[node, None]
-            continue
-        for user in node.users:
-            if user.target is operator.getitem and (place := (node, user.args[1])) in items:
-                now[user] = items[place]
+    for at, node in enumerate(unit.outputs):
+        now[node] = made.call_function(operator.getitem, (results, at))

@@ -12,6 +12,7 @@ its own stay as they are. Views are indexing and cost nothing.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -69,7 +70,8 @@ class Unit:
                not at all
     reads      what it needs, views looked through; of its own nodes too
     totals     its sums over everything, which are known only when all of it has run
-    outputs    its nodes whose results other units read, or the graph gives
+    outputs    its results that other units read, or the graph gives: nodes that are one tensor, or
+               that take one of a node with several
     """
 
     nodes: list[Node]
@@ -95,8 +97,10 @@ def name_of(node: Node) -> str:
 
 
 def value_of(node: Node) -> torch.Tensor | None:
-    """The node's result as a fake tensor, where it is one tensor."""
+    """The node's result as a fake tensor, where it is one tensor, or one and its mask."""
     value = node.meta.get("val")
+    if name_of(node) == "native_dropout":
+        value = value[0]
     return value if isinstance(value, torch.Tensor) else None
 
 
@@ -147,9 +151,17 @@ def plan(nodes: Iterable[Node]) -> list[Unit]:
         for source in sources - {home}:
             source.readers.add(home)
     for unit in units:
-        wanted = {maker_of(base) for base in given.union(*(one.reads for one in unit.readers))}
-        unit.outputs = [node for node in unit.nodes if node in wanted and unit_of.get(node) is unit]
+        wanted = given.union(*(one.reads for one in unit.readers))
+        stored = [node for node in unit.nodes if unit_of.get(node) is unit]
+        unit.outputs = [one for node in stored for one in _results_of(node) if one in wanted]
     return _ordered(units)
+
+
+def _results_of(node: Node) -> list[Node]:
+    """The node, or those that take one of its several results."""
+    if isinstance(node.meta.get("val"), tuple | list):
+        return [user for user in node.users if user.target is operator.getitem]
+    return [node]
 
 
 def _with_sources(made: Unit, unstored: dict[Node, Unit]) -> Unit:
@@ -244,8 +256,16 @@ def _is_lookup(node: Node) -> bool:
 
 def _is_elementwise(node: Node) -> bool:
     name, target = name_of(node), node.target
+    if name in _RANDOM and _is_drawn_eagerly():
+        return False
     tags = target.tags if isinstance(target, torch._ops.OpOverload) else ()
     return name in _POINTWISE or (bool(name) and torch.Tag.pointwise in tags)
+
+
+def _is_drawn_eagerly() -> bool:
+    """Whether random numbers are left to PyTorch's own kernels: TorchInductor's setting."""
+    config = sys.modules.get("torch._inductor.config")  # takes seconds to import; unset until then
+    return config is not None and bool(config.fallback_random)
 
 
 def _direction(node: Node, value: torch.Tensor) -> str:

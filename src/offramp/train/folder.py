@@ -22,7 +22,10 @@ from offramp.train.job import Job
 
 # What may differ between a run and its continuation: everything that does not decide the weights.
 FREE = ("out", "chip", "layout", "evaluate", "sample", "checkpoint", "watch", "metrics")
-FREE_KEYS = ("train.minutes", "train.steps", "train.compile", "train.loss_chunk", "data.cache")
+FREE_KEYS = (
+    *("train.minutes", "train.steps", "train.compile", "train.eager_random", "train.loss_chunk"),
+    "data.cache",
+)
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "safetensors", "peft", "pyarrow")
 
 

@@ -127,6 +127,9 @@ class TrainSection:
     )
     clip: float = key(1.0, "largest norm of all gradients; 0: not clipped", low=0)
     compile: bool = key(False, "torch.compile each layer")
+    eager_random: bool = key(
+        False, "with compile: the random numbers of uncompiled layers, by PyTorch's own kernels"
+    )
     loss_chunk: int = key(
         1024, "tokens whose logits exist at a time; 0: all, by PyTorch's own loss", low=0
     )

@@ -261,6 +261,7 @@ def _numbers(job: Job, here: Ground) -> Numbers:
     return Numbers(
         precision=job.train.precision,
         compile=job.train.compile,
+        eager_random=job.train.eager_random,
         sum_only=here.quirk(ground.SUM_ONLY) is not None,
         blocking_copies=here.quirk(ground.BLOCKING_COPIES) is not None,
     )

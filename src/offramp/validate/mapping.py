@@ -20,6 +20,7 @@ _GPT2 = (
     *("max_position_embeddings", "tie_word_embeddings"),
 )
 _GPT2_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+_NEOX_DROPOUTS = ("attention_dropout", "hidden_dropout")
 UNTURNED = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.0}
 
 
@@ -127,6 +128,8 @@ def case_of(row: Row) -> Case:
     if eight:
         job["train.fp8"] = True
     config = _config(read, framework, tp=layout["layout.tp"])
+    if config.get("attention_dropout"):
+        job["train.eager_random"] = True
     network = _network(read)
     read.unknown += [r["is"] for r in rules()["unclear"] if re.search(r["match"], row.notes)]
     if row.confidence == "low":
@@ -237,6 +240,7 @@ def _config(read: _Read, framework: Mapping[str, Any], *, tp: int) -> dict[str, 
         del config["num_key_value_heads"], config["head_dim"], config["mlp_bias"]
         config |= {"attention_bias": True, "use_parallel_residual": False}
         config["rope_parameters"] = UNTURNED
+        config |= dict.fromkeys(_NEOX_DROPOUTS, float(framework.get("dropout", 0)))
     return config
 
 

@@ -66,6 +66,13 @@ def compile_layer(layer: nn.Module) -> None:
     replace_forward(layer, torch.compile(layer.forward))
 
 
+def draw_eagerly() -> None:
+    """Let what is compiled draw the random numbers that it would draw uncompiled."""
+    from torch._inductor import config
+
+    config.fallback_random = True
+
+
 def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     """Let this module compute by `forward`; hooks stay around it, and names as they are."""
     vars(module)["forward"] = forward
