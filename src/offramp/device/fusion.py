@@ -99,7 +99,7 @@ def name_of(node: Node) -> str:
 def value_of(node: Node) -> torch.Tensor | None:
     """The node's result as a fake tensor, where it is one tensor, or one and its mask."""
     value = node.meta.get("val")
-    if name_of(node) == "native_dropout":
+    if isinstance(value, tuple | list) and name_of(node) == "native_dropout":
         value = value[0]
     return value if isinstance(value, torch.Tensor) else None
 

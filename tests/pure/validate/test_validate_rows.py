@@ -67,6 +67,16 @@ def test_a_row_becomes_the_job_that_it_describes() -> None:
     # One product for queries, keys and values; weights kept in 16 bits beside the optimizer's.
     assert case.config["model_type"] == "gpt_neox"
     assert case.job["layout.zero"] == 1
+    # Megatron-LM's defaults, and its dropout of attention is PyTorch's own.
+    assert case.config["attention_dropout"] == case.config["hidden_dropout"] == 0.1
+    assert case.job["train.eager_random"]
+
+
+def test_models_with_gates_have_no_dropout() -> None:
+    case = case_of(PUBLISHED["flagperf-001"])
+    assert case.config["model_type"] == "llama"
+    assert "train.eager_random" not in case.job
+    assert not case.config.get("attention_dropout")
 
 
 @pytest.mark.parametrize(
