@@ -20,6 +20,7 @@ _GPT2 = (
     *("max_position_embeddings", "tie_word_embeddings"),
 )
 _GPT2_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+_GUESSED = re.compile("not stated|assumed")  # what a row says of a figure that its source does not
 _NEOX_DROPOUTS = ("attention_dropout", "hidden_dropout")
 UNTURNED = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.0}
 
@@ -256,6 +257,8 @@ def _network(read: _Read) -> tuple[str, int, int, str] | None:
         name = fabric["name"] if fabric else "network"
         numbers = [int(number) for number in found.groups()]
         rails = numbers[0] if rule["per"] == "rail" else 1
+        if _GUESSED.search(row.network):
+            read.unknown.append("network")
         return rule["per"], rails, numbers[-1], name
     read.unknown.append("network")
     return None

@@ -108,6 +108,10 @@ def test_what_a_source_does_not_state_is_named() -> None:
     assert case_of(many).unknown == ("network",)
     stated = case_of(replace(many, network="8x200Gb/s HDR IB per node"))
     assert stated.network == ("rail", 8, 200, "InfiniBand")
+    assert not stated.unknown
+    guessed = case_of(replace(many, network="8x200Gb/s RoCE class (not stated)"))
+    assert guessed.network == ("rail", 8, 200, "RoCE")
+    assert guessed.unknown == ("network",)
 
 
 def test_most_published_rows_have_a_job() -> None:
