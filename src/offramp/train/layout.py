@@ -17,6 +17,7 @@ from offramp.train.reading import key
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 PIPELINES = ("1f1b", "gpipe", "interleaved", "zero-bubble")
 RECOMPUTES = ("none", "selective", "alternate", "full")
+REDUCES = ("fp32", "products")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ class Layout:
         False,
         "with dp_replicate alone: 16-bit copies of weights, made once a step",
     )
+    reduce: str = key(
+        "fp32", "format in which ranks add gradients up; or that of the products", choices=REDUCES
+    )
     micro_batch: int = key(8, "sequences that a rank computes at a time", low=1)
     pipeline: str = key("1f1b", "order of the micro-batches in a pipeline", choices=PIPELINES)
     stages: int = key(1, "stages that each pipeline rank holds (interleaved)", low=1)
@@ -59,6 +63,11 @@ class Layout:
             raise UsageError(
                 "layout.copies is for weights that several ranks hold; expected dp_replicate of 2 "
                 "or more, or copies = false"
+            )
+        if self.reduce != "fp32" and not self.is_sharded:
+            raise UsageError(
+                f"layout.reduce is {self.reduce!r}, and the weights are whole, with gradients of "
+                "their format; expected dp_shard of 2 or more, copies = true, or reduce = 'fp32'"
             )
         if self.stages > 1 and self.pipeline != "interleaved":
             raise UsageError(

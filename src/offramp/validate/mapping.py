@@ -128,6 +128,8 @@ def case_of(row: Row) -> Case:
     }
     if eight:
         job["train.fp8"] = True
+    if precision in framework.get("reduces", ()) and dp > 1:
+        job["layout.reduce"] = "products"
     config = _config(read, framework, tp=layout["layout.tp"])
     if config.get("attention_dropout"):
         job["train.eager_random"] = True

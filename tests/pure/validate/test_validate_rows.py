@@ -70,6 +70,9 @@ def test_a_row_becomes_the_job_that_it_describes() -> None:
     # Megatron-LM's defaults, and its dropout of attention is PyTorch's own.
     assert case.config["attention_dropout"] == case.config["hidden_dropout"] == 0.1
     assert case.job["train.eager_random"]
+    assert case.job["train.precision"] == "fp16"
+    assert case.job["layout.reduce"] == "products"
+    assert "layout.reduce" not in case_of(replace(MEGATRON, precision="bf16")).job
 
 
 def test_models_with_gates_have_no_dropout() -> None:

@@ -42,6 +42,8 @@ SPECS = (
     "qwen3 dp_shard=2 zero=2",
     "qwen3 dp_shard=2 zero=1",
     "llama dp_shard=2 precision=bf16",
+    "llama dp_shard=2 precision=bf16 reduce=products",
+    "llama dp_replicate=2 copies=1 precision=bf16 reduce=products",
     "qwen3 tp=2 precision=bf16",
     "qwen3 pp=2 precision=bf16",
     "ernie dp_shard=2 balance=bias",
@@ -109,6 +111,7 @@ ON_CHIPS = (
 # What is refused, and what the one line says.
 REFUSED = {
     "qwen3 copies=1": "layout.copies is for weights that several ranks hold",
+    "qwen3 dp_replicate=2 reduce=products": "layout.reduce is 'products', and the weights are",
     "gpt2 tp=2": "layout.tp cannot split GPT2Attention (c_attn",
     "three tp=2": "layout.tp is 2; expected a divisor of num_key_value_heads = 3",
     "qwen3 tp=2 async_tp=1": "layout.async_tp needs compiled layers",

@@ -89,7 +89,7 @@ def shard(part: LanguageModel, layout: Layout, numbers: Numbers, meshes: Meshes)
     """Shard the weights of `part`, layer by layer."""
     policy = MixedPrecisionPolicy(
         param_dtype=None if numbers.precision == "fp32" else numbers.dtype,
-        reduce_dtype=torch.float32,
+        reduce_dtype=torch.float32 if layout.reduce == "fp32" else None,
         cast_forward_inputs=False,
     )
     whole = {p for name, p in part.named_parameters() if _is_state(name)}
