@@ -184,12 +184,13 @@ def _layout(read: _Read) -> dict[str, Any]:
     if row.dp and row.dp != dp:
         raise UnmappedError(f"dp is {row.dp}, and tp {tp} x pp {pp} x cp {cp} leave {dp}")
     zero = read.by_rule("sharding", row.dp_sharding, 0) if dp * cp > 1 else 0
+    shard = _sharing(row.dp_sharding, dp) if zero else 1
     layout: dict[str, Any] = {
         "layout.tp": tp,
         "layout.pp": pp,
         "layout.cp": cp,
-        "layout.dp_replicate": 1 if zero else dp,
-        "layout.dp_shard": dp if zero else 1,
+        "layout.dp_replicate": dp // shard,
+        "layout.dp_shard": shard,
         # Nothing shared: cast to 16 bits once a step, as where frameworks keep 16-bit copies.
         "layout.zero": zero or 1,
         "layout.sequence_parallel": row.seq_parallel == "y",
@@ -201,6 +202,15 @@ def _layout(read: _Read) -> dict[str, Any]:
     if vpp > 1 and pp > 1:
         layout |= {"layout.pipeline": "interleaved", "layout.stages": vpp}
     return layout
+
+
+def _sharing(word: str, dp: int) -> int:
+    """How many data-parallel ranks share: those of a group where the word gives it, else all."""
+    groups = re.search(r"groups of (\d+)", word)
+    shard = int(groups[1]) if groups else dp
+    if dp % shard:
+        raise UnmappedError(f"{dp} data-parallel ranks do not divide into groups of {shard}")
+    return shard
 
 
 def _loss_chunk(row: Row, tokens: int, framework: Mapping[str, Any]) -> int:

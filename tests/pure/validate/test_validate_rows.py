@@ -75,6 +75,17 @@ def test_a_row_becomes_the_job_that_it_describes() -> None:
     assert "layout.reduce" not in case_of(replace(MEGATRON, precision="bf16")).job
 
 
+def test_ranks_share_within_groups() -> None:
+    """1,024 chips of which two share a layer: 128 groups of four."""
+    job = case_of(PUBLISHED["internevo-032"]).job
+    assert job["layout.tp"] == 2
+    assert job["layout.dp_replicate"] == 128
+    assert job["layout.dp_shard"] == 4
+    assert job["layout.zero"] == 1
+    with pytest.raises(UnmappedError, match="do not divide into groups of 3"):
+        case_of(replace(PUBLISHED["internevo-032"], dp_sharding="ZeRO-1 within groups of 3"))
+
+
 def test_models_with_gates_have_no_dropout() -> None:
     case = case_of(PUBLISHED["flagperf-001"])
     assert case.config["model_type"] == "llama"
