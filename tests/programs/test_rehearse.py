@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from started import rehearse, start
 
 pytestmark = [pytest.mark.programs, pytest.mark.timeout(120)]
 CHIP = "nvidia-h100"
@@ -29,28 +28,6 @@ TRAIN = (
     *("offramp", "train", "--preset", "qwen3-nano", "--batch", "64", "--sequence", "64"),
     *("--set", "layout.micro_batch=8", "--set", "sample.prompts=[]"),
 )
-
-
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return subprocess.Popen(
-        [sys.executable, "-m", "offramp", "rehearse", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PATH": path, "TMPDIR": str(cwd), "COLUMNS": "100"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # As in a terminal: where this runs in the background, interrupts may be ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def rehearse(*arguments: str, cwd: Path, status: int = 0) -> tuple[str, str]:
-    """What is said on standard output and on standard error."""
-    child = start(*arguments, cwd=cwd)
-    said = child.communicate()
-    assert child.returncode == status, said
-    return said
 
 
 def result(cwd: Path, *arguments: str, name: str = "out.json", status: int = 0) -> dict[str, Any]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from started import rehearse
 
 pytestmark = [pytest.mark.programs, pytest.mark.timeout(180)]
 
@@ -94,23 +92,16 @@ for step in range(4):
 """
 
 
-def rehearse(program: str, ranks: int, folder: Path) -> subprocess.CompletedProcess[str]:
+def played(program: str, ranks: int, folder: Path, status: int = 0) -> str:
+    """What is said on standard error; the result is in out.json."""
     (folder / "train.py").write_text(program)
-    launcher = ("torchrun", f"--nproc_per_node={ranks}", "train.py")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     options = ("--chip", "nvidia-h100", "--nodes", "1", "--steps", "3", "--json", "out.json")
-    return subprocess.run(
-        [sys.executable, "-m", "offramp", "rehearse", *options, "--", *launcher],
-        cwd=folder,
-        env={**os.environ, "PATH": path, "TMPDIR": str(folder)},
-        capture_output=True,
-        text=True,
-    )
+    launcher = ("torchrun", f"--nproc_per_node={ranks}", "train.py")
+    return rehearse(*options, "--", *launcher, cwd=folder, status=status)[1]
 
 
 def result(program: str, ranks: int, folder: Path) -> dict[str, Any]:
-    done = rehearse(program, ranks, folder)
-    assert done.returncode == 0, done.stderr
+    played(program, ranks, folder)
     found: dict[str, Any] = json.loads((folder / "out.json").read_text())
     assert [rank["rank"] for rank in found["ranks"]] == list(range(ranks))
     return found
@@ -129,6 +120,5 @@ def test_what_the_sender_does_not_know_is_declared(tmp_path: Path) -> None:
 
 
 def test_what_is_never_sent_is_not_waited_for_beyond_the_senders_end(tmp_path: Path) -> None:
-    done = rehearse(UNKNOWN.replace("rank == 1 and step < 2", "False"), 2, tmp_path)
-    assert done.returncode == 1
-    assert "wait for each other and nobody can go on: rank 0 in recv from rank 1" in done.stderr
+    said = played(UNKNOWN.replace("rank == 1 and step < 2", "False"), 2, tmp_path, status=1)
+    assert "wait for each other and nobody can go on: rank 0 in recv from rank 1" in said
