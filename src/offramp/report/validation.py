@@ -6,6 +6,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from offramp.report.lines import Line, listed, plural
@@ -31,6 +32,11 @@ def lines(
     if times:
         out.append(Line("", "each by factors of training found without its source's runs"))
         out.append(_line("without factors", score.summarize(score.as_benchmarks_say(times))))
+        out.append(_line("within sources", score.summarize(score.within_sources(times))))
+    if apart := score.repeated(times):
+        most = f"90 % by at most {score.quantile(apart, 0.9):.1%}"
+        said = f"{plural(len(apart), 'pair')} of rows: apart by {median(apart):.1%} in the median"
+        out.append(Line("measured twice", f"{said}, {most}"))
     for label, name in (("source", "source"), ("chip", "chip")):
         for value in sorted({getattr(row, name) for row in times}):
             several = [row for row in times if getattr(row, name) == value]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from statistics import median
 from typing import Any
 
@@ -101,25 +102,46 @@ def summarize(rows: Iterable[Scored]) -> Summary | None:
 
 def as_benchmarks_say(rows: Iterable[Scored]) -> list[Scored]:
     """The rows with what costs without the factors of training let expect."""
-    return [
-        replace(
-            row,
-            predicted=row.plain,
-            low=row.low * row.plain / row.predicted,
-            high=row.high * row.plain / row.predicted,
-        )
-        for row in rows
-    ]
+    return [_scaled(row, row.plain / row.predicted) for row in rows]
+
+
+def within_sources(rows: Iterable[Scored]) -> list[Scored]:
+    """The rows with predictions that are right in the median of each source."""
+    of_source = _grouped(rows, lambda row: row.source)
+    middles = {
+        source: median(row.predicted / row.measured for row in several)
+        for source, several in of_source.items()
+    }
+    found = [row for several in of_source.values() for row in several]
+    return [_scaled(row, 1 / middles[row.source]) for row in found]
+
+
+def repeated(rows: Iterable[Scored]) -> list[float]:
+    """How far two measurements of one job by one source differ, for each two of them.
+
+    They are of one layout too: their predictions are equal.
+    """
+    several = _grouped(rows, lambda row: (row.source, row.job, row.predicted)).values()
+    pairs = (sorted((a.measured, b.measured)) for them in several for a, b in combinations(them, 2))
+    return [slow / quick - 1 for quick, slow in pairs]
+
+
+def _scaled(row: Scored, by: float) -> Scored:
+    return replace(row, predicted=row.predicted * by, low=row.low * by, high=row.high * by)
+
+
+def _grouped(rows: Iterable[Scored], key: Callable[[Scored], Any]) -> dict[Any, list[Scored]]:
+    found: dict[Any, list[Scored]] = defaultdict(list)
+    for row in rows:
+        found[key(row)].append(row)
+    return found
 
 
 def regret(rows: Iterable[Scored]) -> Regret | None:
     """What choosing by prediction costs, over the jobs of which several layouts were measured."""
-    of_job: dict[tuple[Any, ...], list[Scored]] = defaultdict(list)
-    for row in rows:
-        if not row.is_memory:
-            of_job[row.job].append(row)
     lost = []
-    for several in of_job.values():
+    times = (row for row in rows if not row.is_memory)
+    for several in _grouped(times, lambda row: row.job).values():
         if len({row.predicted for row in several}) < 2:
             continue
         chosen = min(several, key=lambda row: row.predicted)

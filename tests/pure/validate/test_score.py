@@ -17,7 +17,9 @@ from offramp.validate.score import (
     as_benchmarks_say,
     quantile,
     regret,
+    repeated,
     summarize,
+    within_sources,
 )
 
 ROW = Scored("a", "s", "chip", "model", ("job",), False, 10.0, 11.0, 9.0, 12.0, True, True)
@@ -58,6 +60,20 @@ def test_regret_is_how_much_slower_the_chosen_layout_was_measured() -> None:
     assert found is not None
     assert (found.jobs, found.median, found.worst) == (1, 0.25, 0.25)
     assert regret(rows[2:]) is None
+
+
+def test_within_sources_what_a_source_has_in_common_is_no_error() -> None:
+    rows = [row("a", 10, 8), row("a", 10, 10), row("a", 10, 16), row("b", 1, 7)]
+    ratios = {(r.source, round(r.predicted / r.measured, 9)) for r in within_sources(rows)}
+    assert ratios == {("a", 0.8), ("a", 1.0), ("a", 1.6), ("b", 1.0)}
+    assert within_sources([]) == []
+
+
+def test_two_measurements_of_one_layout_are_compared() -> None:
+    rows = [row("s", 10, 9), row("s", 12, 9), row("s", 10, 8), row("t", 20, 9)]
+    assert repeated(rows) == pytest.approx([0.2])
+    said = [line.text for line in validation.lines(rows, {}, {}) if line.label == "measured twice"]
+    assert said == ["1 pair of rows: apart by 20.0% in the median, 90 % by at most 20.0%"]
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.floats(0.01, 1))
