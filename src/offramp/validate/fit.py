@@ -84,11 +84,16 @@ def fitted(rows: Sequence[Seen], at: Mapping[str, float]) -> Factors:
 
 
 def unseen(rows: Sequence[Seen], at: Mapping[str, float]) -> dict[str, Factors]:
-    """For each source, the factors that are fitted without its rows."""
+    """For each source, the factors that are fitted without its rows and those of its makers."""
     return {
-        source: fitted([row for row in rows if row.source != source], at)
+        source: fitted([row for row in rows if _maker(row.source) != _maker(source)], at)
         for source in sorted({row.source for row in rows})
     }
+
+
+def _maker(source: str) -> str:
+    """Whose runs they are: the first word of a source's title."""
+    return source.partition(" ")[0]
 
 
 def logarithms(factors: Factors) -> dict[str, float]:

@@ -66,6 +66,15 @@ def test_a_source_has_no_part_in_its_own_factors() -> None:
     assert without["right"]["products"].value > alone["products"].value * 1.1
 
 
+def test_nor_have_its_makers_other_sources() -> None:
+    right = [made(number, "right") for number in range(50)]
+    odd = {"products": 3.0, "memory": 3.0, "host": 3.0}
+    wrong = [made(number, f"wrong table {number % 2}", odd) for number in range(50)]
+    without = unseen([*right, *wrong], {})
+    assert without.keys() == {"right", "wrong table 0", "wrong table 1"}
+    assert without["wrong table 0"] == without["wrong table 1"] == fitted(right, {})
+
+
 def test_one_row_far_off_moves_little() -> None:
     rows = [made(number, "s") for number in range(50)]
     odd = Seen("odd", "s", 200.0, 2.0, {"products": 1.0})
