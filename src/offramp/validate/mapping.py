@@ -126,6 +126,8 @@ def case_of(row: Row) -> Case:
         "data.sequence": read.number("seq_len"),
         "train.loss_chunk": _loss_chunk(row, mbs * read.number("seq_len"), framework),
     }
+    if "layout.pipeline" not in layout and batch // (dp * mbs) < layout["layout.pp"]:
+        job["layout.pipeline"] = "gpipe"  # in which order one forward, one backward ends here
     if eight:
         job["train.fp8"] = True
     if precision in framework.get("reduces", ()) and dp > 1:

@@ -75,6 +75,12 @@ def test_a_row_becomes_the_job_that_it_describes() -> None:
     assert "layout.reduce" not in case_of(replace(MEGATRON, precision="bf16")).job
 
 
+def test_fewer_micro_batches_than_stages_go_forward_first() -> None:
+    few = replace(MEGATRON, pp=4, tp=2, dp=1, gbs_seqs=2 * MEGATRON.mbs)
+    assert case_of(few).job["layout.pipeline"] == "gpipe"
+    assert "layout.pipeline" not in case_of(replace(few, gbs_seqs=4 * MEGATRON.mbs)).job
+
+
 def test_ranks_share_within_groups() -> None:
     """1,024 chips of which two share a layer: 128 groups of four."""
     job = case_of(PUBLISHED["internevo-032"]).job
