@@ -284,6 +284,7 @@ def test_a_framework_says_which_model_and_loss_stand_for_its_own() -> None:
     assert case.config["model_type"] == "gpt2"
     assert case.config["n_inner"] == 4 * case.config["hidden_size"]
     # 16-bit logits and their gradient, 4 bytes, in place of 6.
+    assert case.job["layout.reduce"] == "products"  # its fully sharded data parallelism is PURE
     tokens = 10 * 2048
     assert case.job["train.loss_chunk"] == pytest.approx(tokens * 4 / 6, abs=1)
     other = case_of(PUBLISHED["megatron-2020-001"])
