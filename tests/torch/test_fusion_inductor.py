@@ -130,12 +130,15 @@ def ours(counted: list[int], patch: pytest.MonkeyPatch) -> Iterator[Callable[...
     yield fused.backend
 
 
+# Left to PyTorch's kernels; and of long rows, beside which their sums, that Inductor does not count
+# in a kernel for the CPU, are few.
+EAGER = "dropout as uncompiled"
 MODELS: dict[str, Callable[[], Callable[[torch.Tensor], torch.Tensor]]] = {
     "gated": lambda: Gated().bfloat16(),
     "squared": lambda: Squared().bfloat16(),
     "8 bits": lambda: eight_bits,
     "dropout": lambda: Dropped().bfloat16(),
-    "dropout as uncompiled": lambda: Attention().bfloat16(),
+    EAGER: lambda: Attention().bfloat16(),
 }
 
 
@@ -143,12 +146,13 @@ def counts(model: str) -> dict[str, list[int]]:
     """Bytes of each graph by both compilers."""
     from torch._inductor import config
 
-    config.fallback_random = model == "dropout as uncompiled"
+    config.fallback_random = model == EAGER
     found = {}
     for compiler in (inductor, ours):
         torch.compiler.reset()
         counted = found[compiler.__name__] = []
-        x = torch.randn(1, 2048, 256, dtype=torch.bfloat16, requires_grad=True)
+        shape = (1, 2048, 256) if model == EAGER else (2, 256, 256)
+        x = torch.randn(shape, dtype=torch.bfloat16, requires_grad=True)
         with pytest.MonkeyPatch.context() as patch, compiler(counted, patch) as backend:
             out = torch.compile(MODELS[model](), backend=backend)(x)
             if out.requires_grad:

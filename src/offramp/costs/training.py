@@ -3,7 +3,8 @@
 Constants of costs come from benchmarks: one kernel at a time, a cool chip, an idle network.
 Training keeps all of it busy for hours. `training.toml` has one factor for each group of constants,
 on all chips alike, which `offramp validate --fit` found on published runs; and, for every source of
-such runs, the factors that are found without it: it is predicted by what never saw it.
+such runs, the factors that are found without all of its makers: it is predicted by what never saw
+them.
 
 A factor multiplies seconds: 1.1 says that what the constants tell takes a tenth longer.
 """
@@ -116,7 +117,7 @@ def _more(seconds: Range, factor: Span) -> Range:
 
 
 def factors(unseen: str = "") -> Factors:
-    """The factors that hold in training; with `unseen`, those found without that source's runs.
+    """The factors that hold in training; with `unseen`, those for that source's runs.
 
     They move constants with their intervals, and do not widen them: what a constant may be was
     said already.

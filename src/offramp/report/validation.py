@@ -30,7 +30,7 @@ def lines(
     times = [row for row in counted if not row.is_memory]
     out = [_line("step", score.summarize(times))]
     if times:
-        out.append(Line("", "each by factors of training found without its source's runs"))
+        out.append(Line("", "each by factors of training found without all runs of its makers"))
         out.append(_line("without factors", score.summarize(score.as_benchmarks_say(times))))
         out.append(_line("within sources", score.summarize(score.within_sources(times))))
     if apart := score.repeated(times):

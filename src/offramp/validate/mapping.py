@@ -110,6 +110,7 @@ def case_of(row: Row) -> Case:
     batch = read.number("gbs_seqs")
     if batch % (dp * mbs):
         raise UnmappedError(f"a batch of {batch} does not divide into {dp} x {mbs} sequences")
+    micro_batches = batch // (dp * mbs)
     attention = read.by_rule("attention", row.attention_impl, "fused")
     recompute = read.by_rule("recompute", row.recompute, "none")
     if recompute == "core" and attention != "fused":
@@ -126,7 +127,7 @@ def case_of(row: Row) -> Case:
         "data.sequence": read.number("seq_len"),
         "train.loss_chunk": _loss_chunk(row, mbs * read.number("seq_len"), framework),
     }
-    if "layout.pipeline" not in layout and batch // (dp * mbs) < layout["layout.pp"]:
+    if "layout.pipeline" not in layout and micro_batches < layout["layout.pp"]:
         job["layout.pipeline"] = "gpipe"  # in which order one forward, one backward ends here
     if eight:
         job["train.fp8"] = True
@@ -147,7 +148,7 @@ def case_of(row: Row) -> Case:
         network,
         config,
         job,
-        batch // (dp * mbs),
+        micro_batches,
         tuple(read.unknown),
         float(framework.get("host", 1)),
     )

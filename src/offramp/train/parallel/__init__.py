@@ -45,7 +45,7 @@ def parallelize(
     values, by the names that they have in the whole model (`part.causal`), DTensors among them;
     tied weights must stay tied. Raises UsageError where the model or the device forbids the layout.
     """
-    if numbers.eager_random:
+    if numbers.compile and numbers.eager_random:
         layers.draw_eagerly()
     parts = stages.cut(model, layout, world.coordinate("pp"))
     made = meshes.make(layout, world) if layout.is_sharded else None
