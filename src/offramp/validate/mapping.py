@@ -137,7 +137,8 @@ def case_of(row: Row) -> Case:
     if config.get("attention_dropout"):
         job["train.eager_random"] = True
     network = _network(read)
-    read.unknown += [r["is"] for r in rules()["unclear"] if re.search(r["match"], row.notes)]
+    for section, said in (("unclear", row.notes), ("unmeasured", row.source_title)):
+        read.unknown += [r["is"] for r in rules()[section] if re.search(r["match"], said)]
     if row.confidence == "low":
         read.unknown.append("several (confidence low)")
     return Case(

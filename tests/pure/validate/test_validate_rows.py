@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,16 @@ from offramp.errors import UsageError
 from offramp.validate import rows, run
 from offramp.validate.mapping import UnmappedError, case_of, rules
 from offramp.validate.predict import extended, played_counts, rehearsal_of
+from offramp.validate.rows import Row
 
 PUBLISHED = {row.id: row for file in rows.BUILT_IN for row in rows.read(file)}
-MEGATRON = next(
-    row
-    for row in PUBLISHED.values()
-    if row.source_title.startswith("vTrain") and (row.tp, row.pp, row.dp) == (2, 2, 2)
+MEGATRON = replace(
+    next(
+        row
+        for row in PUBLISHED.values()
+        if row.source_title.startswith("vTrain") and (row.tp, row.pp, row.dp) == (2, 2, 2)
+    ),
+    source_title="a source that measured",
 )
 
 
@@ -141,6 +146,31 @@ def test_most_published_rows_have_a_job() -> None:
     assert len(counted) >= 300
     assert len({case.row.chip for case in counted}) >= 6
     assert all(reason for reason in left_out.values())
+
+
+def test_only_steps_on_exact_lines_are_taken_as_computed() -> None:
+    """Clocks stray: no source that measured has steps of three batch sizes on one line."""
+    steps: dict[Row, dict[int, float]] = defaultdict(dict)
+    for row in PUBLISHED.values():
+        if row.step_s is not None and row.gbs_seqs:
+            job = replace(row, id="", notes="", confidence="", value_kind="", value=0, gbs_seqs=0)
+            steps[job].setdefault(row.gbs_seqs, row.step_s)
+    strays = defaultdict(list)
+    for job, seconds in steps.items():
+        few, *between, many = sorted(seconds) if len(seconds) > 2 else (0, 0)
+        for batch in between:
+            slope = (seconds[many] - seconds[few]) / (many - few)
+            on_line = seconds[few] + slope * (batch - few)
+            strays[job.source_title].append(abs(seconds[batch] / on_line - 1))
+    assert len(strays) >= 3
+    computed = {source for source, far in strays.items() if len(far) > 9 and max(far) < 1e-5}
+    assert all(min(strays[source]) > 1e-3 for source in strays if source not in computed)
+    unmeasured = {
+        case.row.source_title
+        for case in run.cases_of(PUBLISHED.values())[0]
+        if "whether it was measured" in case.unknown
+    }
+    assert unmeasured == computed
 
 
 def test_a_sample_is_the_same_every_time_and_has_every_source() -> None:
