@@ -307,6 +307,10 @@ def test_what_notes_leave_open_is_unknown() -> None:
     assert case_of(PUBLISHED["bigscience-v100-018"]).unknown == ("where activations are kept",)
     (told_twice,) = case_of(PUBLISHED["bigscience-v100-011"]).unknown
     assert "stated twice" in told_twice
+    (unit,) = case_of(PUBLISHED["bigscience-045-mem"]).unknown
+    assert "GB" in unit
+    assert not case_of(PUBLISHED["bigscience-045"]).unknown
+    assert not case_of(PUBLISHED["torchtitan-001-mem"]).unknown
 
 
 def test_a_framework_says_which_model_and_loss_stand_for_its_own() -> None:
