@@ -29,6 +29,19 @@ while True:
     optimizer.step()
     del held
 """
+HELD = """
+import sys, torch
+weight = torch.nn.Parameter(torch.zeros(256, device="cuda"))
+optimizer = torch.optim.SGD([weight], lr=0.1)
+for step in range(4):
+    held = {}
+    for word in sys.argv[1].split(","):
+        name, _, size = word.partition("=")
+        held[name] = torch.empty(int(size) << 20, dtype=torch.uint8, device="cuda") if size else 0
+    weight.square().sum().backward()
+    optimizer.step()
+    del held
+"""
 TRAIN = (
     *("offramp", "train", "--preset", "qwen3-nano", "--batch", "16", "--sequence", "256"),
     *("--set", "sample.prompts=[]", "--set", "data.boundaries=false", "--steps", "9"),
@@ -58,24 +71,49 @@ def start(*arguments: str, cwd: Path, status: int) -> tuple[str, str]:
     return " ".join(done.stdout.split()), done.stderr
 
 
+@pytest.mark.parametrize(
+    ("held", "reserved", "given_back", "short"),
+    [
+        ("a=60,b=60", 120, 0, 0),
+        ("a=80,a,b=100", 100, 1, 0),  # the chip has room for b once the first is given back
+        ("a=100,a,b=60,c=80", 180, 0, 32),  # b keeps part of what held a, so that none goes back
+    ],
+)
+def test_memory_that_fits_in_no_piece_does_not_fit(
+    tmp_path: Path, held: str, reserved: int, given_back: int, short: int
+) -> None:
+    """150 MiB, of which what is small takes 2: as far as the chip itself, with values, goes."""
+    chip, mib = small(tmp_path, "150"), 1 << 20
+    (tmp_path / "held.py").write_text(HELD)
+    command = ("--", "python", "held.py", held)
+    start("--chip", chip, "--json", "out.json", *command, cwd=tmp_path, status=short > 0)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["memory"]["reserved_bytes"] == (reserved + 2) * mib
+    assert (found["given_back"], found["shortfall_bytes"]) == (given_back, short * mib)
+    assert found["memory"]["allocated_bytes"] < 150 * mib
+    run = [sys.executable, "-m", "offramp", "run", "--chip", chip, "--", sys.executable]
+    done = subprocess.run([*run, "held.py", held], cwd=tmp_path, capture_output=True, check=False)
+    assert (done.returncode != 0, b"out of memory" in done.stderr) == (short > 0, short > 0)
+
+
 def test_a_flag_is_varied_and_memory_is_in_closed_form(tmp_path: Path) -> None:
-    """Each value holds 4 MiB; 100 MiB hold 24 of them with what is beside, and not 25."""
-    chip = small(tmp_path, "100")
+    """Each value holds 4 MiB, five a segment; 102 MiB hold 25 with what is beside, and not 26."""
+    chip = small(tmp_path, "102")
     (tmp_path / "kept.py").write_text(KEPT)
     options = ("--chip", chip, "--steps", "3", "--json", "out.json")
     command = ("--", "python", "kept.py")
-    out, err = start(*options, "--vary", "--count=25,24,8", *command, cwd=tmp_path, status=0)
-    assert "fits --count=24: 96.0" in out
-    assert "does not --count=25: short by" in out
-    assert "trying --count=24 (2 of at most 12)" in err
+    out, err = start(*options, "--vary", "--count=26,25,8", *command, cwd=tmp_path, status=0)
+    assert "fits --count=25: 100.0" in out
+    assert "does not --count=26: short by" in out
+    assert "trying --count=25 (2 of at most 12)" in err
     tried = json.loads((tmp_path / "out.json").read_text())["tried"]
     assert [one["fits"] for one in tried] == [False, True, True]
     first, second, third = (one["peak_bytes"] for one in tried)
-    assert (first - second, second - third) == (4 << 20, 64 << 20)
-    assert tried[0]["shortfall_bytes"] == first - (100 << 20)
-    out, _ = start(*options, "--vary", "--count=30,25", *command, cwd=tmp_path, status=1)
+    assert (first - second, second - third) == (4 << 20, 68 << 20)
+    assert tried[0]["shortfall_bytes"] == first - (102 << 20)
+    out, _ = start(*options, "--vary", "--count=30,26", *command, cwd=tmp_path, status=1)
     assert "nothing that was rehearsed (2 other settings)" in out
-    out, _ = start(*options, *command, "--count=25", cwd=tmp_path, status=1)
+    out, _ = start(*options, *command, "--count=26", cwd=tmp_path, status=1)
     assert "way out --vary '--batch-size=16,8,4'" in out
 
 

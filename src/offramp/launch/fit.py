@@ -75,6 +75,7 @@ class Tried:
                 "reserved_bytes": memory["reserved_bytes"],
                 "capacity_bytes": memory["capacity_bytes"],
                 "shortfall_bytes": self.summary["shortfall_bytes"],
+                "given_back": self.summary["given_back"],
                 "step_s": dict(self.summary["step_s"]),
             }
         return out

@@ -29,7 +29,7 @@ from offramp.launch.spending import Terms, spend
 from offramp.launch.warm import Warm
 from offramp.tape.play import play
 from offramp.tape.prices import PriceList, RankPrices, parse_call
-from offramp.tape.summary import summarize
+from offramp.tape.summary import lacking_bytes, summarize
 from offramp.tape.tape import Tape
 from offramp.tape.trace import write_trace
 
@@ -230,9 +230,9 @@ def conclude(plan: Plan, tapes: list[Tape], notes: Sequence[Mapping[str, Any]]) 
     refused = {name: said for note in notes for name, said in note.get("refused", {}).items()}
     summary["refused"] = {name: refused[name]["reason"] for name in sorted(refused)}
     summary["steps_played"] = notes[0]["steps"]
-    memory = summary["memory"]
-    missing = int(memory["allocated_bytes"]) - int(memory["capacity_bytes"])
-    summary["fits"], summary["shortfall_bytes"] = missing <= 0, max(0, missing)
+    summary["shortfall_bytes"] = lacking_bytes(summary["memory"])
+    summary["fits"] = summary["shortfall_bytes"] == 0
+    summary["given_back"] = max(rank["memory"]["forced"] for rank in summary["ranks"])
     return Rehearsal(summary, tapes, notes, prices)
 
 

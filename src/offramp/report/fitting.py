@@ -45,8 +45,7 @@ def _figures(one: Mapping[str, Any]) -> str:
     step = one["step_s"]
     span = f"{format_seconds(step['low'])} to {format_seconds(step['high'])}"
     peak = f"{format_bytes(one['peak_bytes'])} of {format_bytes(one['capacity_bytes'])} at peak"
-    over = one["reserved_bytes"] > one["capacity_bytes"]
-    back = ", where cached memory is given back" if over else ""
+    back = ", where cached memory is given back" if one["given_back"] else ""
     return f"{peak}{back}, step {format_seconds(step['mid'])} ({span})"
 
 

@@ -78,8 +78,8 @@ def _verdict(summary: Mapping[str, Any]) -> str:
     if not summary["fits"]:
         missing = format_bytes(summary["shortfall_bytes"])
         return f"<b>Does not fit</b> by {missing}: {of} a chip at the peak"
-    if memory["reserved_bytes"] > memory["capacity_bytes"]:
-        return f"<b>Fits only where cached memory is given back</b>: {of} a chip at the peak"
+    if summary["given_back"]:
+        return f"<b>Fits, where cached memory is given back</b>: {of} a chip at the peak"
     return f"<b>Fits</b>: {of} a chip at the peak"
 
 

@@ -50,9 +50,13 @@ def _memory(summary: Mapping[str, Any]) -> Line:
     )
     if not summary["fits"]:
         missing = format_bytes(summary["shortfall_bytes"])
-        return Line("memory", f"does not fit by {missing}: {said}", "bad")
-    if worst["reserved_bytes"] > capacity:
-        return Line("memory", f"fits only where cached memory is given back: {said}", "warn")
+        why = (
+            "" if allocated > capacity else "; what is free of it lies in pieces that are too small"
+        )
+        return Line("memory", f"does not fit by {missing}: {said}{why}", "bad")
+    if times := summary["given_back"]:
+        back = f"given back {plural(times, 'time')} in {plural(summary['steps_played'], 'step')}"
+        return Line("memory", f"fits, with cached memory {back}: {said}", "warn")
     return Line("memory", f"fits: {said}", "good")
 
 

@@ -45,6 +45,7 @@ class Memory:
     """Bytes over the tape; `curve_*` have at most CURVE_POINTS entries and keep every peak.
 
     `reserved_peak_bytes` is None where the tape has no record of the allocator's own.
+    `forced` counts how often cached memory had to be given back before more could be taken.
     `unknown_frees` counts blocks given back that the tape did not see given out.
     """
 
@@ -53,6 +54,7 @@ class Memory:
     peak_record: int
     end_bytes: int
     reserved_peak_bytes: int | None
+    forced: int
     by_category: dict[str, int]
     by_module: dict[str, int]
     unknown_frees: int
@@ -95,6 +97,7 @@ def _measure(tape: Tape, device: int) -> Memory:
         record,
         int(allocated[-1]) if len(at) else 0,
         int(reserved.max()) if (taken != 0).any() else None,
+        _forced(records, at),
         _summed(blocks.category[alive], blocks.bytes[alive], list(k.CATEGORIES)),
         _summed(blocks.module[alive], blocks.bytes[alive], tape.names or [""]),
         unknown,
@@ -103,6 +106,12 @@ def _measure(tape: Tape, device: int) -> Memory:
         reserved[chosen],
         blocks,
     )
+
+
+def _forced(records: Records, at: Ints) -> int:
+    """Turns of the allocator in which it gave back what it had cached, for want of other memory."""
+    given = at[(records["kind"][at] == k.UNRESERVE) & (records["b"][at] == 1)]
+    return int(np.count_nonzero(np.diff(given, prepend=-2) > 1))
 
 
 def _summed(numbers: Ints, sizes: Ints, names: list[str]) -> dict[str, int]:

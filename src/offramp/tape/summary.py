@@ -102,12 +102,24 @@ def _shares(stands_for: Sequence[float] | None, count: int) -> Floats:
     return weights / np.sum(weights)
 
 
-def _fullest(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The memory of the rank with the least room left, the first of several."""
+def lacking_bytes(memory: Mapping[str, Any]) -> int:
+    """What a rank's `memory` of a summary lacks of its chip's: of live tensors, or in one piece.
 
-    def filled(rank: dict[str, Any]) -> int:
+    Tensors that would fit can leave free only pieces of what was taken: the allocator then took
+    more than the chip has although it gave back whatever it could.
+    """
+    capacity, allocated = int(memory["capacity_bytes"] or 0), int(memory["allocated_bytes"])
+    over = allocated - capacity
+    return over if over > 0 else max(0, int(memory["reserved_bytes"] or 0) - capacity)
+
+
+def _fullest(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    """The memory of the rank that lacks most, else has the least room; the first of several."""
+
+    def filled(rank: dict[str, Any]) -> tuple[int, int]:
         memory = rank["memory"]
-        return int(memory["allocated_bytes"]) - int(memory["capacity_bytes"] or 0)
+        lacking = lacking_bytes(memory) if memory["capacity_bytes"] else 0
+        return lacking, int(memory["allocated_bytes"]) - int(memory["capacity_bytes"] or 0)
 
     rank = max(ranks, key=filled)
     return {"rank": rank["rank"], **rank["memory"]}
@@ -231,6 +243,7 @@ def _memory(tape: Tape) -> dict[str, Any]:
         "device": memory.device,
         "allocated_bytes": memory.peak_bytes,
         "reserved_bytes": memory.reserved_peak_bytes,
+        "forced": memory.forced,
         "by_category": memory.by_category,
         "by_module": top,
         "unknown_frees": memory.unknown_frees,

@@ -21,6 +21,7 @@ def summary(peak: int) -> dict[str, Any]:
     return {
         "fits": peak <= CAPACITY,
         "shortfall_bytes": max(0, peak - CAPACITY),
+        "given_back": 0,
         "memory": memory,
         "world": 8,
         "step_s": {"low": 1.0, "mid": 2.0, "high": 4.0},
@@ -116,6 +117,7 @@ def test_an_outcome_is_plain_data() -> None:
             "reserved_bytes": 2000,
             "capacity_bytes": 1000,
             "shortfall_bytes": 1000,
+            "given_back": 0,
             "step_s": {"low": 1.0, "mid": 2.0, "high": 4.0},
         }
     ]

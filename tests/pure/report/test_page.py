@@ -67,6 +67,7 @@ def found(capacity: int = 4 * GIB) -> tuple[dict[str, Any], list[Tape], PriceLis
         "refused": {},
         "fits": missing <= 0,
         "shortfall_bytes": max(0, missing),
+        "given_back": 0,
     }
     return summary, tapes, prices
 

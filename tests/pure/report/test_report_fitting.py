@@ -19,6 +19,7 @@ def tried(change: str, **more: Any) -> dict[str, Any]:
         "reserved_bytes": 3 * GIB,
         "capacity_bytes": 4 * GIB,
         "shortfall_bytes": 0,
+        "given_back": 0,
         "step_s": {"low": 0.5, "mid": 1.0, "high": 2.0},
         **more,
     }
@@ -32,7 +33,7 @@ def test_those_that_fit_come_first() -> None:
     out = said(
         tried("a=2", fits=False, shortfall_bytes=GIB),
         tried("a=1"),
-        tried("b=1", reserved_bytes=5 * GIB),
+        tried("b=1", given_back=3),
         tried("c=1", fits=False, problem="rank 0 ended:\n  said\n  bad c"),
     )
     assert out == [

@@ -56,6 +56,8 @@ def found(**changes: Any) -> dict[str, Any]:
         "ranks": [rank],
         "fits": True,
         "shortfall_bytes": 0,
+        "given_back": 0,
+        "steps_played": 4,
         "declared": {"values read by the host": 1200},
         "refused": {},
         "is_truncated": False,
@@ -93,9 +95,13 @@ def test_what_does_not_fit_comes_with_the_shortfall() -> None:
     short = found(fits=False, shortfall_bytes=3 * GIB)
     assert lines(short)[0].tone == "bad"
     assert text(short)["memory"].startswith("does not fit by 3.00 GiB: ")
-    tight = found()
-    tight["memory"] |= {"reserved_bytes": 17 * GIB}
+    tight = found(given_back=3)
     assert lines(tight)[0].tone == "warn"
+    assert text(tight)["memory"].startswith("fits, with cached memory given back 3 times in 4 ")
+    pieces = found(fits=False, shortfall_bytes=GIB)
+    assert text(pieces)["memory"].endswith(
+        "of 16.00 GiB; what is free of it lies in pieces that are too small"
+    )
 
 
 def test_doubts_are_told() -> None:

@@ -96,6 +96,14 @@ def test_reserved_is_what_the_allocator_took() -> None:
     hand = Hand().put(kinds.RESERVE, a=64).alloc(1, 5).put(kinds.RESERVE, a=32)
     hand.put(kinds.UNRESERVE, a=64).put(kinds.RESERVE, a=8)
     assert measure_memory(hand.tape()).reserved_peak_bytes == 96
+    assert measure_memory(hand.tape()).forced == 0
+
+
+def test_turns_that_gave_back_for_want_of_memory_are_counted() -> None:
+    hand = Hand().put(kinds.RESERVE, a=64).put(kinds.UNRESERVE, a=32, b=1)
+    hand.put(kinds.UNRESERVE, a=16, b=1).put(kinds.RESERVE, a=8).put(kinds.UNRESERVE, a=8)
+    hand.put(kinds.UNRESERVE, a=16, b=1)
+    assert measure_memory(hand.tape()).forced == 2
 
 
 def test_each_device_has_its_own_and_the_fullest_is_told() -> None:

@@ -111,8 +111,8 @@ Block* Ledger::allocate(size_t bytes, int64_t stream, const char* origin) {
   if (block == nullptr) block = grow(size, stream, small);
   if (block == nullptr) {
     stats_.num_alloc_retries += 1;
-    give_back_cached();
-    block = grow(size, stream, small);
+    give_back_cached(true);
+    block = grow(size, stream, small, rehearsing());  // which tells by how much it does not fit
   }
   if (block == nullptr) {
     stats_.num_ooms += 1;
@@ -135,13 +135,11 @@ Block* Ledger::find(size_t size, int64_t stream, bool small) {
   return block;
 }
 
-Block* Ledger::grow(size_t size, int64_t stream, bool small) {
+Block* Ledger::grow(size_t size, int64_t stream, bool small, bool beyond) {
   const size_t bytes = segment_size(size);
   const auto reserved = static_cast<uint64_t>(stats_.reserved_bytes[0].current);
-  if (!rehearsing()) {  // a rehearsal tells by how much it does not fit
-    if (reserved + bytes > limit_) return nullptr;
-    check_host_can_back(bytes, device_);
-  }
+  if (reserved + bytes > limit_ && !beyond) return nullptr;
+  if (!rehearsing()) check_host_can_back(bytes, device_);
   auto* block = new Block;
   block->device = device_;
   block->stream = stream;
@@ -228,7 +226,9 @@ void Ledger::absorb(Block* left, Block* right) {
   delete right;
 }
 
-void Ledger::give_back_cached() {
+// As cudaFree does, it waits for what the device has to do.
+void Ledger::give_back_cached(bool forced) {
+  bool waited = false;
   for (const bool small : {true, false}) {
     auto& blocks = pool(small);
     for (auto it = blocks.begin(); it != blocks.end();) {
@@ -239,11 +239,13 @@ void Ledger::give_back_cached() {
       }
       it = blocks.erase(it);
       segments_.erase(block);
+      if (!waited) note(Kind::kSyncDevice, device_, 0, 0, 0);
+      waited = true;
       leave_segment(block->data, block->size);
       forget_shared(block->data);
       release_pages(block->data, block->size);
       stats_.num_device_free += 1;
-      note_on(block->stream, Kind::kUnreserve, device_, 0, block->size, 0);
+      note_on(block->stream, Kind::kUnreserve, device_, 0, block->size, forced ? 1 : 0);
       count(stats_.segment, small, -1);
       count(stats_.reserved_bytes, small, -static_cast<int64_t>(block->size));
       delete block;
@@ -253,7 +255,7 @@ void Ledger::give_back_cached() {
 
 void Ledger::empty_cache() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  give_back_cached();
+  give_back_cached(false);
 }
 
 c10::CachingDeviceAllocator::DeviceStats Ledger::stats() {

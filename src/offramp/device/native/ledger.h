@@ -49,7 +49,8 @@ class Ledger {
   void open(int device, uint64_t capacity_bytes);
 
   // Returns a block of at least `bytes`, or nullptr when the chip is full even after every
-  // cached segment was given back. Throws when the host cannot back a new segment.
+  // cached segment was given back; in a rehearsal, a block beyond the chip's memory then. Throws
+  // when the host cannot back a new segment.
   Block* allocate(size_t bytes, int64_t stream, const char* origin);
   void release(Block* block);
   void empty_cache();
@@ -70,10 +71,10 @@ class Ledger {
   using Pool = std::set<Block*, BySize>;
   Pool& pool(bool small) { return small ? small_ : large_; }
   Block* find(size_t size, int64_t stream, bool small);
-  Block* grow(size_t size, int64_t stream, bool small);
+  Block* grow(size_t size, int64_t stream, bool small, bool beyond = false);
   void take(Block* block, size_t size, size_t requested, const char* origin);
   void absorb(Block* left, Block* right);
-  void give_back_cached();
+  void give_back_cached(bool forced);
   void count(c10::CachingAllocator::StatArray& stat, bool small, int64_t amount);
   void count_piece(const Block* block, int64_t sign);
   void reset(void (c10::CachingAllocator::Stat::*what)());
