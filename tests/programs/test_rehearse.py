@@ -171,6 +171,18 @@ def test_steps_of_a_program_without_an_optimizer_are_backward_passes(tmp_path: P
     assert found["flops"] == 2 * 2 * 8 * 64 * 64
 
 
+def test_split_messages_are_parts_of_whole_ones(tmp_path: Path) -> None:
+    """Two stages of two tensor parallel ranks: bfloat16, 8 sequences of 64 tokens, 256 numbers."""
+    sent = []
+    for split in ("false", "true"):
+        keys = ("pp=2", "tp=2", "sequence_parallel=false", f"split_messages={split}")
+        layout = [word for key in keys for word in ("--set", f"layout.{key}")]
+        found = result(tmp_path, "--nodes", "1", "--per-node", "4", "--", *TRAIN, *layout)
+        first = found["ranks"][0]["collectives"]
+        sent.append(next(r["bytes"] / r["count"] for r in first if r["name"] == "send"))
+    assert sent == [8 * 64 * 256 * 2, 8 * 64 * 128 * 2]
+
+
 def test_a_pipeline_is_played_a_rank_a_stage(tmp_path: Path) -> None:
     layout = ("--set", "layout.pp=4", "--set", "layout.dp_shard=2")
     out, err = rehearse(

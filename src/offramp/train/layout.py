@@ -50,6 +50,9 @@ class Layout:
     even_stages: bool = key(
         False, "with pp: as many layers in each stage; else embedding and head count as one each"
     )
+    split_messages: bool = key(
+        False, "with tp and pp: each tp rank sends its part of what stages pass on"
+    )
     recompute: str = key(
         "none", "activations to compute again in the backward pass", choices=RECOMPUTES
     )
@@ -97,6 +100,11 @@ class Layout:
         return self.world > self.dp_replicate or self.copies
 
     @property
+    def splits_sequence(self) -> bool:
+        """Whether each tp rank has its part of the tokens where a stage ends."""
+        return self.tp > 1 and (self.sequence_parallel or (self.split_messages and self.pp > 1))
+
+    @property
     def pipeline_ranks(self) -> range:
         """The ranks that hold the stages of rank 0's pipeline: its axis is the outermost."""
         return range(0, self.world, self.world // self.pp)
@@ -138,7 +146,7 @@ class Layout:
 
         Every cp rank takes two parts, an early and a late one, so that causal work is even.
         """
-        parts = (2 * self.cp if self.cp > 1 else 1) * (self.tp if self.sequence_parallel else 1)
+        parts = (2 * self.cp if self.cp > 1 else 1) * (self.tp if self.splits_sequence else 1)
         if sequence % parts:
             raise UsageError(
                 f"data.sequence is {sequence}; expected a multiple of {parts} for cp {self.cp} "

@@ -84,6 +84,8 @@ SPECS = (
     "qwen3 dp_replicate=2 tp=2",
     "tied pp=2 dp_shard=2",
     "tied pp=2 tp=2",
+    "tied pp=2 tp=2 sequence_parallel=0 split_messages=1",
+    "moe pp=2 tp=2 sequence_parallel=0 split_messages=1 stages=2 pipeline=interleaved",
     "qwen3 pp=2 cp=2",
     "qwen3 cp=2 dp_shard=2",
     "qwen3 cp=2 tp=2",
@@ -267,7 +269,7 @@ def read(spec: str) -> tuple[str, Layout, dict[str, Any]]:
     for pair in pairs:
         key, _, text = pair.partition("=")
         values[key] = int(text) if text.isdigit() else text
-    for key in ("sequence_parallel", "loss_parallel"):
+    for key in ("sequence_parallel", "loss_parallel", "split_messages"):
         if key in values:
             values[key] = bool(values[key])
     rest = ("precision", "compile", "micro", "balance", "again", "documents")

@@ -25,11 +25,12 @@ from torch.distributed.pipelining import (
 from offramp.errors import UsageError
 from offramp.train.layout import Layout
 from offramp.train.model import LanguageModel
-from offramp.train.parallel import gradients
+from offramp.train.parallel import collect, gradients
 from offramp.train.parallel.numbers import Numbers
 from offramp.train.parallel.rows import Feeder, MicroBatches
 from offramp.train.parallel.spread import Spread
 from offramp.train.parallel.stages import own_stages
+from offramp.train.parallel.tensor import SEQUENCE
 from offramp.train.world import World
 
 _SCHEDULES: dict[str, Any] = {
@@ -54,6 +55,8 @@ class Pipeline:
         self._fed: list[dict[str, Any]] = []  # the keywords of each micro-batch of the step
         self._schedules: dict[tuple[int, torch.Size, bool], Any] = {}
         for spread in spreads:
+            if layout.splits_sequence and not layout.sequence_parallel:
+                _split_messages(spread.part, world)
             self._look_up(spread.part)
 
     def forward_backward(self, rows: MicroBatches, scale: float) -> Tensor:
@@ -118,7 +121,7 @@ class Pipeline:
         layout = self._layout
         count = layout.pp * layout.stages
         batch, width = shape_BT
-        if layout.tp > 1 and layout.sequence_parallel:
+        if layout.splits_sequence:
             width //= layout.tp
         config = self._spreads[0].part.causal.config
         hidden_BTD = _shape((batch, width, config.hidden_size), self._numbers.dtype)
@@ -168,6 +171,25 @@ class Pipeline:
                 grad = part.embedding.weight.grad
                 assert grad is not None
                 gradients.add_from(grad, peer, self._group)
+
+
+def _split_messages(part: LanguageModel, world: World) -> None:
+    """Let the stage take and pass on this rank's part of the tokens, and compute with all of them.
+
+    What Megatron-LM calls scatter and gather (arXiv:2104.04473, section 4.1): ranks of a tensor
+    parallel group send each other what all of them would have sent to the next stage.
+    """
+    group = world.group("tp")
+    assert group is not None
+
+    def before(_: Any, arguments: Any, keywords: Any) -> Any:
+        first, *others = arguments
+        return (collect.join(first, SEQUENCE, group), *others), keywords
+
+    if not part.has_embedding:
+        part.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
+    if not part.has_head:
+        part.register_forward_hook(lambda _, __, out: collect.split(out, SEQUENCE, group))
 
 
 def _shape(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -41,7 +41,7 @@ _SPLIT_OUT |= {
 }  # GPT-NeoX: q, k and v of each head
 _SPLIT_IN = {"o_proj", "down_proj", "dense", "dense_4h_to_h"}
 _WHOLE = {"q_a_proj", "kv_a_proj_with_mqa"}  # multi-head latent attention: small, on every rank
-_SEQUENCE = 1  # the dimension of tokens in hidden states
+SEQUENCE = 1  # the dimension of tokens in hidden states
 
 
 def apply(part: LanguageModel, layout: Layout, mesh: DeviceMesh) -> None:
@@ -76,7 +76,7 @@ def _layer_plan(layer: nn.Module, layout: Layout, between: ParallelStyle) -> dic
             plan[name] = _Tokens(layout.sequence_parallel)
             plan |= _mixture_plan(child, f"{name}.")
         elif any(hasattr(child, last) for last in _SPLIT_IN):
-            dim = _SEQUENCE if layout.sequence_parallel else None
+            dim = SEQUENCE if layout.sequence_parallel else None
             plan |= _block_plan(child, name, dim)
         elif any(True for _ in child.parameters()):
             raise _unknown(child)
@@ -190,8 +190,8 @@ class _Tokens(ParallelStyle):
         if self._is_split:
             return module
         group = mesh.get_group()
-        _change_input(module, lambda hidden: collect.split(hidden, _SEQUENCE, group))
-        module.register_forward_hook(lambda _, __, out: collect.join(out, _SEQUENCE, group))
+        _change_input(module, lambda hidden: collect.split(hidden, SEQUENCE, group))
+        module.register_forward_hook(lambda _, __, out: collect.join(out, SEQUENCE, group))
         return module
 
 
@@ -216,13 +216,13 @@ class _Vocabulary(ParallelStyle):
                 untrained = padding - first
             out_BTD = embedding(own_BT.clamp(0, count - 1), weight, untrained) * here_BT[..., None]
             if self._is_sequence:
-                return collect.scatter_sum(out_BTD, _SEQUENCE, group)
+                return collect.scatter_sum(out_BTD, SEQUENCE, group)
             return collect.sum_forward(out_BTD, group)
 
         def whole_forward(tokens_BT: Tensor) -> Tensor:
             if not self._is_sequence:
                 return embedding(tokens_BT, _local(module.weight, Replicate()), padding)
-            own_BT = tokens_BT.chunk(mesh.size(), _SEQUENCE)[mesh.get_local_rank()]
+            own_BT = tokens_BT.chunk(mesh.size(), SEQUENCE)[mesh.get_local_rank()]
             return embedding(own_BT, _local(module.weight, Partial()), padding)
 
         replace_forward(module, split_forward if self._is_split else whole_forward)
@@ -242,11 +242,11 @@ def _arrange_head(part: LanguageModel, layout: Layout, mesh: DeviceMesh) -> None
         hidden_BTD, weight_VD, bias_V, targets_BT = inputs
         if layout.loss_parallel:
             if sequence:
-                hidden_BTD = collect.gather(hidden_BTD, _SEQUENCE, group)
+                hidden_BTD = collect.gather(hidden_BTD, SEQUENCE, group)
             else:
                 hidden_BTD = collect.sum_backward(hidden_BTD, group)
         elif sequence:
-            targets_BT = targets_BT.chunk(size, _SEQUENCE)[mesh.get_local_rank()]
+            targets_BT = targets_BT.chunk(size, SEQUENCE)[mesh.get_local_rank()]
         bias_V = None if bias_V is None else _local(bias_V, grad)
         return hidden_BTD, _local(weight_VD, grad), bias_V, targets_BT
 
