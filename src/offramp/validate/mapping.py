@@ -129,6 +129,9 @@ def case_of(row: Row) -> Case:
     }
     if "layout.pipeline" not in layout and micro_batches < layout["layout.pp"]:
         job["layout.pipeline"] = "gpipe"  # in which order one forward, one backward ends here
+    is_whole = not layout["layout.sequence_parallel"]
+    if framework.get("splits") and is_whole and min(layout["layout.tp"], layout["layout.pp"]) > 1:
+        job["layout.split_messages"] = True
     if eight:
         job["train.fp8"] = True
     if precision in framework.get("reduces", ()) and dp > 1:

@@ -86,6 +86,14 @@ def test_fewer_micro_batches_than_stages_go_forward_first() -> None:
     assert "layout.pipeline" not in case_of(replace(few, gbs_seqs=4 * MEGATRON.mbs)).job
 
 
+def test_megatron_sends_parts_between_stages() -> None:
+    assert case_of(MEGATRON).job["layout.split_messages"]
+    for change in ({"seq_parallel": "y"}, {"tp": 1, "dp": 4}, {"pp": 1, "dp": 4}):
+        one = replace(MEGATRON, gbs_seqs=8 * MEGATRON.mbs, **change)
+        assert "layout.split_messages" not in case_of(one).job
+    assert "layout.split_messages" not in case_of(replace(MEGATRON, framework="torchtitan")).job
+
+
 def test_ranks_share_within_groups() -> None:
     """1,024 chips of which two share a layer: 128 groups of four."""
     job = case_of(PUBLISHED["internevo-032"]).job
