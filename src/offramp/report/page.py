@@ -77,7 +77,8 @@ def _verdict(summary: Mapping[str, Any]) -> str:
     of = f"{format_bytes(memory['allocated_bytes'])} of {format_bytes(memory['capacity_bytes'])}"
     if not summary["fits"]:
         missing = format_bytes(summary["shortfall_bytes"])
-        return f"<b>Does not fit</b> by {missing}: {of} a chip at the peak"
+        why = rehearsal.in_pieces(memory)
+        return f"<b>Does not fit</b> by {missing}: {of} a chip at the peak{why}"
     if summary["given_back"]:
         return f"<b>Fits, where cached memory is given back</b>: {of} a chip at the peak"
     return f"<b>Fits</b>: {of} a chip at the peak"

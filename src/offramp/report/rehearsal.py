@@ -38,6 +38,13 @@ def lines(summary: Mapping[str, Any]) -> list[Line]:
     return out + list(_notes(summary))
 
 
+def in_pieces(memory: Mapping[str, Any]) -> str:
+    """Why what does not fit does not, where it is less than the chip has."""
+    if memory["allocated_bytes"] > memory["capacity_bytes"]:
+        return ""
+    return "; what is free of it lies in pieces that are too small"
+
+
 def _memory(summary: Mapping[str, Any]) -> Line:
     worst = summary["memory"]
     capacity, allocated = worst["capacity_bytes"], worst["allocated_bytes"]
@@ -50,10 +57,7 @@ def _memory(summary: Mapping[str, Any]) -> Line:
     )
     if not summary["fits"]:
         missing = format_bytes(summary["shortfall_bytes"])
-        why = (
-            "" if allocated > capacity else "; what is free of it lies in pieces that are too small"
-        )
-        return Line("memory", f"does not fit by {missing}: {said}{why}", "bad")
+        return Line("memory", f"does not fit by {missing}: {said}{in_pieces(worst)}", "bad")
     if times := summary["given_back"]:
         back = f"given back {plural(times, 'time')} in {plural(summary['steps_played'], 'step')}"
         return Line("memory", f"fits, with cached memory {back}: {said}", "warn")
