@@ -226,7 +226,7 @@ void Ledger::absorb(Block* left, Block* right) {
   delete right;
 }
 
-// As cudaFree does, it waits for what the device has to do.
+// In the midst of work it waits, as cudaFree does, for what the device has to do.
 void Ledger::give_back_cached(bool forced) {
   bool waited = false;
   for (const bool small : {true, false}) {
@@ -239,7 +239,7 @@ void Ledger::give_back_cached(bool forced) {
       }
       it = blocks.erase(it);
       segments_.erase(block);
-      if (!waited) note(Kind::kSyncDevice, device_, 0, 0, 0);
+      if (forced && !waited) note(Kind::kSyncDevice, device_, 0, 0, 0);
       waited = true;
       leave_segment(block->data, block->size);
       forget_shared(block->data);
