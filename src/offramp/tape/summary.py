@@ -106,10 +106,12 @@ def lacking_bytes(memory: Mapping[str, Any]) -> int:
     """What a rank's `memory` of a summary lacks of its chip's: of live tensors, or in one piece.
 
     Tensors that would fit can leave free only pieces of what was taken: the allocator then took
-    more than the chip has although it gave back whatever it could.
+    more than the chip has although it gave back whatever it could. 0 where no capacity is known.
     """
-    capacity, allocated = int(memory["capacity_bytes"] or 0), int(memory["allocated_bytes"])
-    over = allocated - capacity
+    if not memory["capacity_bytes"]:
+        return 0
+    capacity = int(memory["capacity_bytes"])
+    over = int(memory["allocated_bytes"]) - capacity
     return over if over > 0 else max(0, int(memory["reserved_bytes"] or 0) - capacity)
 
 
@@ -118,8 +120,9 @@ def _fullest(ranks: list[dict[str, Any]]) -> dict[str, Any]:
 
     def filled(rank: dict[str, Any]) -> tuple[int, int]:
         memory = rank["memory"]
-        lacking = lacking_bytes(memory) if memory["capacity_bytes"] else 0
-        return lacking, int(memory["allocated_bytes"]) - int(memory["capacity_bytes"] or 0)
+        return lacking_bytes(memory), int(memory["allocated_bytes"]) - int(
+            memory["capacity_bytes"] or 0
+        )
 
     rank = max(ranks, key=filled)
     return {"rank": rank["rank"], **rank["memory"]}
